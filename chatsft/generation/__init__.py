@@ -1,0 +1,1 @@
+"""Tool use inside model.generate()."""

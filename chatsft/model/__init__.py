@@ -1,0 +1,1 @@
+"""The nanochat GPT for transformers: configuration, model, tokenizer, checkpoints."""

@@ -1,0 +1,1 @@
+"""Tasks: where conversations come from and how answers are judged."""
