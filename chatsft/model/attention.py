@@ -1,0 +1,82 @@
+"""Variable-length attention: packed conversations in one flat row, each attending to itself only.
+
+Registered as attn_implementation "varlen". Without sequence bounds (generation, padded batches) it is transformers' SDPA.
+"""
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+
+def varlen_attention_forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Attend within the segments bounded by cu_seq_lens_q.
+
+    Args:
+        query: (1, heads, tokens, head_dim); key and value: (1, key/value heads, tokens, head_dim).
+        sliding_window: keys a query sees, itself included.
+        cu_seq_lens_q: (segments + 1,) int32 bounds; a repeated last bound is an empty segment.
+        max_length_q: longest segment the bounds may hold.
+
+    Returns:
+        (1, tokens, heads, head_dim), and None for the weights, which are never formed.
+    """
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        window = (-1 if sliding_window is None else sliding_window - 1, 0)
+        grouped = query.shape[1] != key.shape[1]
+        bounds = cu_seq_lens_q
+        output = varlen_attn(
+            query, key, value, bounds, bounds, max_length_q, max_length_q, scale=scaling, window_size=window, enable_gqa=grouped
+        )
+    else:
+        output = _segment_by_segment(query, key, value, cu_seq_lens_q.tolist(), scaling, sliding_window)
+    return output[None], None
+
+
+def _segment_by_segment(query, key, value, bounds, scaling, sliding_window) -> torch.Tensor:
+    """Run SDPA on each segment in turn: exact, and no work for pairs of tokens in different segments."""
+    outputs = []
+    for start, end in itertools.pairwise(bounds):
+        if start == end:
+            continue
+        q, k, v = (states[start:end].transpose(0, 1)[None] for states in (query, key, value))
+        window_bites = sliding_window is not None and end - start > sliding_window
+        mask = _causal_window(end - start, sliding_window, query.device) if window_bites else None
+        outputs.append(
+            F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True)[0].transpose(
+                0, 1
+            )
+        )
+    return torch.cat(outputs)
+
+
+def _causal_window(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """Return the (length, length) mask in which each query sees itself and the window - 1 keys before it.
+
+    >>> _causal_window(3, 2, "cpu").int().tolist()
+    [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    """
+    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+    return (distance >= 0) & (distance < window)
+
+
+AttentionInterface.register("varlen", varlen_attention_forward)
+AttentionMaskInterface.register("varlen", sdpa_mask)
