@@ -1,0 +1,44 @@
+"""JSON lines, read so that every error names its line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def read_json_lines(path: str | Path) -> Iterator[tuple[int, object]]:
+    """Yield (line number from 1, value) for every line that is not blank."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            text = decode_line(line, f"{path}:{number}")
+            if text:
+                yield number, parse_line(text, f"{path}:{number}")
+
+
+def decode_line(line: bytes, where: str) -> str:
+    """Decode one line; a byte order mark, which some editors write first, is no part of it."""
+    try:
+        return line.decode("utf-8").removeprefix("\ufeff").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from None
+
+
+def parse_line(text: str, where: str) -> object:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno}). Each line holds one JSON value.") from None
+    except RecursionError:
+        raise ValueError(f"{where}: JSON nested too deeply to be a conversation") from None
+    return replace_lone_surrogates(value) if "\\ud" in text.lower() else value
+
+
+def replace_lone_surrogates(value: object) -> object:
+    """Turn half characters ("\\ud83d" without its other half) into U+FFFD, as nanochat's encoder does; no file can store them."""
+    text = json.dumps(value, ensure_ascii=False)
+    return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+
+
+def file_fingerprint(path: str | Path) -> str:
+    """Identify a file's content by where it is, its size and its modification time, without reading it."""
+    stat = Path(path).stat()
+    return f"{Path(path).resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
