@@ -1,0 +1,41 @@
+"""What a run prints, and the evaluation after its last step."""
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+
+class ConsoleCallback(TrainerCallback):
+    """Print a line for every log, in nanochat's form."""
+
+    def on_log(self, args, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs) -> None:
+        if state.is_world_process_zero and (line := log_line(state.global_step, logs)):
+            print(line, flush=True)
+
+
+def log_line(global_step: int, logs: dict) -> str | None:
+    """Write a log entry as one line; None for an entry that is neither of a step nor of an evaluation.
+
+    An update is numbered as nanochat numbers it, by the updates before it.
+
+    >>> log_line(101, {"loss": 1.8234561, "lr_multiplier": 0.98, "supervised_tokens": 45231, "tokens_per_second": 2000.0})
+    'Step 00100 | Training loss: 1.823456 | lrm: 0.980000 | num_tokens: 45,231 | tok/s: 2,000'
+    """
+    if "eval_loss" in logs:
+        return f"Step {global_step:05d} | Validation loss: {logs['eval_loss']:.6f}"
+    if "lr_multiplier" not in logs:
+        return None
+    parts = [
+        f"Step {global_step - 1:05d}",
+        f"Training loss: {logs['loss']:.6f}",
+        f"lrm: {logs['lr_multiplier']:.6f}",
+        f"num_tokens: {logs['supervised_tokens']:,}",
+        f"tok/s: {logs['tokens_per_second']:,.0f}",
+    ]
+    return " | ".join(parts + ([f"mfu: {logs['mfu']:.3f}"] if "mfu" in logs else []))
+
+
+class FinalEvaluation(TrainerCallback):
+    """Evaluate after the last update too, wherever eval_steps falls."""
+
+    def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if args.eval_strategy != "no" and state.global_step >= state.max_steps:
+            control.should_evaluate = True

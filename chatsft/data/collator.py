@@ -1,0 +1,82 @@
+"""The collate stage: rows become the tensors of one micro-batch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+IGNORED = -100
+
+
+class FlatteningCollator:
+    """Join rows end to end into one sequence of segments that cannot see each other, for packed training.
+
+    Every tensor has the same shape in every batch, whatever the rows hold, so that a compiled model compiles once. What a row
+    leaves free becomes a segment of its own without labels.
+
+    Args:
+        max_length: tokens a row is filled up to.
+        pad_token_id: what it is filled with.
+        max_segments: most conversations any row holds.
+        loss_chunk: the positions that carry labels are padded to a multiple of this many.
+    """
+
+    def __init__(self, max_length: int, pad_token_id: int, max_segments: int, loss_chunk: int):
+        self.max_length, self.pad_token_id, self.max_segments, self.loss_chunk = max_length, pad_token_id, max_segments, loss_chunk
+
+    def __call__(self, rows: Sequence[dict]) -> dict:
+        ids, labels, lengths = zip(*(self._fill(row) for row in rows), strict=True)
+        lengths = np.concatenate(lengths)
+        labels = np.concatenate(labels)
+        bounds = np.full(len(rows) * (self.max_segments + 1) + 1, lengths.sum(), np.int32)
+        bounds[: len(lengths) + 1] = np.concatenate([[0], lengths.cumsum()])
+        cu_seq_lens = torch.from_numpy(bounds)
+        return {
+            "input_ids": torch.from_numpy(np.concatenate(ids))[None],
+            "labels": torch.from_numpy(labels)[None],
+            "position_ids": torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
+            "cu_seq_lens_q": cu_seq_lens,
+            "cu_seq_lens_k": cu_seq_lens,
+            "max_length_q": self.max_length,
+            "max_length_k": self.max_length,
+            "supervised_positions": _supervised_positions(labels, self.loss_chunk),
+            "num_tokens": sum(len(row["input_ids"]) for row in rows),
+        }
+
+    def _fill(self, row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        free = self.max_length - len(row["input_ids"])
+        ids = np.pad(row["input_ids"], (0, free), constant_values=self.pad_token_id)
+        labels = np.pad(row["labels"], (0, free), constant_values=IGNORED)
+        return ids, labels, np.append(row["seq_lengths"], free) if free else row["seq_lengths"]
+
+
+class PaddingCollator:
+    """Pad one conversation a row on the right to the longest of the batch, as nanochat's 2025 loop does.
+
+    No attention mask is made: under causal attention a real token never sees the padding after it.
+    """
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[dict]) -> dict:
+        longest = max(len(row["input_ids"]) for row in rows)
+        return {
+            "input_ids": torch.from_numpy(np.stack([_pad(row["input_ids"], longest, self.pad_token_id) for row in rows])),
+            "labels": torch.from_numpy(np.stack([_pad(row["labels"], longest, IGNORED) for row in rows])),
+            "num_tokens": sum(len(row["input_ids"]) for row in rows),
+        }
+
+
+def _pad(values: np.ndarray, length: int, filler: int) -> np.ndarray:
+    return np.pad(values, (0, length - len(values)), constant_values=filler)
+
+
+def _supervised_positions(labels: np.ndarray, multiple: int) -> torch.Tensor:
+    """Find the positions whose next token is trained, padded with -1 to a multiple of so many.
+
+    >>> _supervised_positions(np.array([-100, 7, 8, -100]), 4).tolist()
+    [0, 1, -1, -1]
+    """
+    positions = np.flatnonzero(labels[1:] != IGNORED)
+    return torch.from_numpy(np.pad(positions, (0, -len(positions) % multiple), constant_values=-1))

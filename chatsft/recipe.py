@@ -1,0 +1,137 @@
+"""Recipes: flat YAML plus overrides become argument dataclasses."""
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import yaml
+
+from chatsft.arguments import ChatArguments, DataArguments, ModelArguments, RecipeError
+
+REPLACED = {
+    "learning_rate": "matrix_lr, embedding_lr, unembedding_lr and scalar_lr",
+    "optim": "optimizer",
+    "lr_scheduler_type": "warmup_steps, warmdown_ratio and final_lr_frac",
+    "gradient_accumulation_steps": "target_examples_per_step or total_batch_size, from which it follows",
+}
+"""Keys of TrainingArguments that chatsft has its own word for."""
+
+ARGUMENTS = (ModelArguments, DataArguments, ChatArguments)
+
+
+class Recipe(typing.NamedTuple):
+    """The arguments of a run and the folder its recipe lies in."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: ChatArguments
+    folder: Path
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides of the form key=value, --key=value or --key value.
+
+    Raises:
+        RecipeError: on an unknown key (with the nearest one), a value of the wrong type, or a missing key.
+    """
+    settings = {**_read_yaml(Path(path)), **parse_overrides(overrides)}
+    known = {name: owner for owner in ARGUMENTS for name in _settable(owner)}
+    for name in settings:
+        if name in REPLACED:
+            raise RecipeError(f"{path}: {name} has no effect here. Use {REPLACED[name]}.")
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            raise RecipeError(f"{path}: unknown key {name!r}." + (f" Did you mean {nearest[0]!r}?" if nearest else ""))
+    groups = [{name: value for name, value in settings.items() if known[name] is owner} for owner in ARGUMENTS]
+    recipe = Recipe(*(_build(owner, group, path) for owner, group in zip(ARGUMENTS, groups, strict=True)), folder=Path(path).parent)
+    if recipe.data.packing and recipe.training.loss_average == "micro_batch":
+        raise RecipeError(f"{path}: loss_average micro_batch has no meaning for packed rows. Set packing: false, or loss_average: token.")
+    for key in ("model_name_or_path", "tokenizer_path"):
+        setattr(recipe.model, key, _beside(recipe.folder, getattr(recipe.model, key)))
+    return recipe
+
+
+def parse_overrides(tokens: Sequence[str]) -> dict:
+    """Turn override words into settings; values are YAML.
+
+    >>> parse_overrides(["matrix_lr=2e-5", "--packing", "false", "--bf16"])
+    {'matrix_lr': 2e-05, 'packing': False, 'bf16': True}
+    """
+    settings, tokens = {}, list(tokens)
+    while tokens:
+        word = tokens.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not name.isidentifier() or not (equals or word.startswith("--")):
+            raise RecipeError(f"Cannot read the override {word!r}. Write key=value or --key value.")
+        if not equals:
+            value = tokens.pop(0) if tokens and not tokens[0].startswith("--") and "=" not in tokens[0] else "true"
+        settings[name] = yaml.load(value, Loader=RecipeLoader)
+    return settings
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """YAML in which 2e-5 is a number, as in YAML 1.2, and a repeated key is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {repeated!r} appears twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+RecipeLoader.yaml_implicit_resolvers = {letter: list(pairs) for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+
+def _beside(folder: Path, name: str | None) -> str | None:
+    """Find a relative path beside the recipe; anything else is left as it is."""
+    return str(folder / name) if name is not None and (folder / name).exists() else name
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        settings = yaml.load(path.read_text(), Loader=RecipeLoader)
+    except FileNotFoundError:
+        raise RecipeError(f"There is no recipe {path}. Recipes that come with chatsft are in recipes/.") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise RecipeError(f"{path} holds no settings. A recipe is a list of key: value lines.")
+    return settings
+
+
+def _settable(owner: type) -> list[str]:
+    return [entry.name for entry in fields(owner) if entry.init]
+
+
+def _build(owner: type, settings: dict, path: str | Path):
+    hints = typing.get_type_hints(owner)
+    settings = {name: _fit(name, value, hints[name], path) for name, value in settings.items()}
+    missing = [entry.name for entry in fields(owner) if entry.init and _is_required(entry) and entry.name not in settings]
+    if missing:
+        raise RecipeError(f"{path} lacks {', '.join(missing)}.")
+    try:
+        return owner(**settings)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def _is_required(entry) -> bool:
+    return entry.default is MISSING and entry.default_factory is MISSING
+
+
+def _fit(name: str, value, hint, path: str | Path):
+    """Check a value against its field's type where that is plain (numbers, words, lists); whole numbers serve as fractions."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    plain = {typing.get_origin(option) or option for option in options}
+    if not plain <= {int, float, str, bool, list, dict, type(None)} or type(value) in plain:
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and float in plain:
+        return float(value)
+    wanted = " or ".join(sorted(kind.__name__ for kind in plain if kind is not type(None)))
+    raise RecipeError(f"{path}: {name} is {value!r}, but it must be {wanted}.")

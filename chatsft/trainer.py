@@ -1,0 +1,128 @@
+"""ChatTrainer: transformers' Trainer with nanochat's optimizer, schedule and loss."""
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from chatsft.arguments import ChatArguments
+from chatsft.model.modeling_gpt import GPTForCausalLM
+from chatsft.optim.groups import parameter_groups
+from chatsft.optim.muon import MuonAdamW
+from chatsft.optim.schedule import lr_multiplier
+from chatsft.throughput import ThroughputMeter
+
+
+class ChatTrainer(Trainer):
+    """Train a chat model as nanochat does.
+
+    Takes what Trainer takes, with `ChatArguments`. Batches come from the collators of chatsft.data: `labels` have -100 on the
+    first token of every conversation, and `num_tokens` counts the real tokens.
+
+    The loss is averaged over the supervised tokens of the whole optimizer step, over all micro-batches and processes
+    (`loss_average: token`), or per micro-batch and then over these, as nanochat does (`micro_batch`). A micro-batch without
+    supervised tokens counts as zero.
+    """
+
+    args: ChatArguments
+
+    def __init__(self, *args, eval_data_collator=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.eval_data_collator = eval_data_collator or self.data_collator
+        self.supervised_tokens = torch.zeros((), dtype=torch.long)
+        self.throughput = ThroughputMeter(self.model, self.args.world_size)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            args = self.args
+            groups = parameter_groups(
+                self.model if model is None else model,
+                optimizer=args.optimizer,
+                matrix_lr=args.matrix_lr,
+                embedding_lr=args.embedding_lr,
+                unembedding_lr=args.unembedding_lr,
+                scalar_lr=args.scalar_lr,
+                weight_decay=args.weight_decay,
+                init_lr_frac=args.init_lr_frac,
+                precision=args.muon_precision,
+            )
+            self.optimizer = MuonAdamW(groups)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        if self.lr_scheduler is None:
+            warmup_ratio = self.args.get_warmup_steps(num_training_steps) / num_training_steps
+
+            def multiplier(update: int) -> float:
+                return lr_multiplier(update / num_training_steps, warmup_ratio, self.args.warmdown_ratio, self.args.final_lr_frac)
+
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, multiplier)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Take the micro-batches of one optimizer step and count what they train."""
+        batches, supervised_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.throughput.tokens += sum(batch.pop("num_tokens") for batch in batches)
+        if supervised_tokens is None:
+            return batches, None
+        self.supervised_tokens = self.supervised_tokens.to(supervised_tokens.device) + supervised_tokens.long()
+        average_tokens = self.args.loss_average == "token"
+        return batches, supervised_tokens.clamp(min=1) if average_tokens else None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Compute the loss on supervised positions alone; only our own model knows how."""
+        if isinstance(self.accelerator.unwrap_model(model), GPTForCausalLM):
+            inputs = {**inputs, "skip_logits": True, "use_cache": False}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Leave out the norm that Trainer takes of all gradients at every step where nothing is clipped."""
+        return None if self.args.max_grad_norm == 0 else super()._get_grad_norm(model, grad_norm)
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        train_collator, self.data_collator = self.data_collator, self.eval_data_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = train_collator
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        """Compute the validation loss without ever forming logits.
+
+        Returns:
+            `eval_loss`, the mean over batches of each batch's mean token loss, which is nanochat's measure and Trainer's, and
+            `eval_token_loss`, the mean over all supervised tokens, which does not depend on the batch size.
+        """
+        model = self._wrap_model(self.model, training=False)
+        if not self.is_in_train:
+            model = self.accelerator.prepare_model(model, evaluation_mode=True)
+        model.eval()
+        sums = torch.zeros(4, device=self.args.device, dtype=torch.float64)
+        for batch in dataloader:
+            batch.pop("num_tokens")
+            tokens = (batch["labels"] != -100).sum().double().to(sums.device)
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(model, self._prepare_inputs(batch)).double()
+            sums += torch.stack([loss, (tokens > 0).double(), loss * tokens, tokens])
+        batch_losses, batches, token_losses, tokens = self.accelerator.gather(sums[None]).sum(0).tolist()
+        self.throughput.restart()
+        metrics = {f"{metric_key_prefix}_loss": batch_losses / batches, f"{metric_key_prefix}_token_loss": token_losses / tokens}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=self.num_examples(dataloader))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self._step_figures()
+        super().log(logs, start_time)
+
+    def _step_figures(self) -> dict[str, float]:
+        """Return the figures of the updates since the last log: rates as they were in the last of them."""
+        multiplier = self.lr_scheduler.lr_lambdas[0](self.state.global_step - 1)
+        rates = {f"lr_{group['name']}": group["initial_lr"] * multiplier for group in self.optimizer.param_groups}
+        figures = {"lr_multiplier": multiplier, "supervised_tokens": int(self.supervised_tokens)} | self.throughput.read() | rates
+        self.supervised_tokens = torch.zeros_like(self.supervised_tokens)
+        return figures

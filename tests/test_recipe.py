@@ -1,0 +1,75 @@
+"""Recipes read as written, and what cannot be meant is refused by name."""
+
+from pathlib import Path
+
+import pytest
+
+from chatsft.arguments import RecipeError
+from chatsft.recipe import load_recipe, parse_overrides
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+MINIMAL = "model_name_or_path: base\ntrain_mixture: [{path: a.jsonl}]\ntarget_examples_per_step: 4\n"
+
+
+def write(tmp_path: Path, text: str = MINIMAL) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_load(recipe):
+    loaded = load_recipe(recipe, ["bf16=false"])
+    assert loaded.data.train_mixture
+    assert loaded.training.max_grad_norm == 0
+
+
+def test_overrides_are_yaml_and_win(tmp_path):
+    recipe = load_recipe(write(tmp_path), ["matrix_lr=2e-5", "--packing", "false", "train_mixture=[{path: b.jsonl}]", "--max_steps=7"])
+    assert recipe.training.matrix_lr == 2e-5
+    assert recipe.data.packing is False
+    assert recipe.data.train_mixture == [{"path": "b.jsonl"}]
+    assert recipe.training.max_steps == 7
+    assert parse_overrides(["--bf16", "seed=3"]) == {"bf16": True, "seed": 3}
+
+
+def test_a_number_in_exponent_form_is_a_number(tmp_path):
+    assert load_recipe(write(tmp_path, MINIMAL + "matrix_lr: 2e-5\nembedding_lr: 1e2\n")).training.matrix_lr == 2e-5
+
+
+def test_a_model_beside_the_recipe_is_found(tmp_path):
+    (tmp_path / "base").mkdir()
+    assert load_recipe(write(tmp_path)).model.model_name_or_path == str(tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINIMAL + "matrix_rl: 0.1\n", "unknown key 'matrix_rl'. Did you mean 'matrix_lr'"),
+        (MINIMAL + "learning_rate: 0.1\n", "learning_rate has no effect here. Use matrix_lr"),
+        (MINIMAL + "max_length: long\n", "max_length is 'long', but it must be int"),
+        (MINIMAL + "max_length: 0\n", "max_length is 0"),
+        (MINIMAL + "packing: 3\n", "packing is 3, but it must be bool"),
+        (MINIMAL + "optimizer: muon\n", "optimizer is 'muon'; it may be muon_2025"),
+        (MINIMAL + "total_batch_size: 4096\n", "either target_examples_per_step"),
+        (MINIMAL + "loss_average: micro_batch\n", "micro_batch has no meaning for packed rows"),
+        (MINIMAL + "seed: 1\nseed: 2\n", "'seed' appears twice"),
+        ("train_mixture: []\ntarget_examples_per_step: 4\n", "lacks model_name_or_path"),
+        ("- a\n", "holds no settings"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path, text, message):
+    with pytest.raises(RecipeError, match=message.replace("[", r"\[")):
+        load_recipe(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("word", ["matrix_lr", "=3", "--a-b=3"])
+def test_an_override_that_is_no_setting_is_refused(word):
+    with pytest.raises(RecipeError, match="Cannot read the override"):
+        parse_overrides([word])
+
+
+def test_a_missing_recipe_is_named(tmp_path):
+    with pytest.raises(RecipeError, match="There is no recipe"):
+        load_recipe(tmp_path / "none.yaml")
