@@ -1,0 +1,124 @@
+"""Which parameter learns how: nanochat's optimizer groups for a model's parameters."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+OPTIMIZERS = ("muon_2025", "muon_2026", "adamw")
+
+# AdamW settings of 2026. Roles that 2025 did not have keep these under every optimizer.
+ADAMW_2026 = {
+    "unembedding": {"betas": (0.8, 0.96), "weight_decay": 0.01},
+    "embedding": {"betas": (0.8, 0.995), "weight_decay": 0.001},
+    "value_embeddings": {"betas": (0.8, 0.995), "weight_decay": 0.01},
+    "resid_lambdas": {"betas": (0.8, 0.95), "weight_decay": 0.05},
+    "x0_lambdas": {"betas": (0.96, 0.95), "weight_decay": 0.0},
+    "smear_backout": {"betas": (0.8, 0.95), "weight_decay": 0.0},
+}
+SCALAR_ROLES = {
+    "resid_lambdas": "resid_lambdas",
+    "x0_lambdas": "x0_lambdas",
+    "smear_gate.weight": "smear_backout",
+    "smear_lambda": "smear_backout",
+    "backout_lambda": "smear_backout",
+}
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    optimizer: str,
+    matrix_lr: float,
+    embedding_lr: float,
+    unembedding_lr: float,
+    scalar_lr: float,
+    weight_decay: float = 0.0,
+    init_lr_frac: float = 1.0,
+    precision: str | None = None,
+) -> list[dict]:
+    """Put every trainable parameter of `model` in exactly one group for `MuonAdamW`.
+
+    The AdamW rates of vocabulary-sized weights scale with (width / 768) ** -0.5, the others do not. Tied embeddings form
+    one group at the unembedding rate: the output side is the one that diverges at the embedding's.
+
+    Args:
+        model: a causal language model with `get_input_embeddings` and `get_output_embeddings`.
+        optimizer: "muon_2025", "muon_2026", or "adamw", which steps the matrices with AdamW at `matrix_lr`.
+        weight_decay: of the matrices under muon_2026 and adamw; 2025's Muon decays nothing, there it is that of the
+            embedding and unembedding, and so it is under adamw.
+        init_lr_frac: multiplies every rate.
+        precision: of Muon's matrix products, see `MuonAdamW`.
+
+    Returns:
+        Groups with `name`, `kind`, `params`, `lr` and the rest; roles without parameters are left out.
+    """
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer {optimizer!r} is unknown, expected one of {', '.join(OPTIMIZERS)}.")
+    width_scale = (model.get_input_embeddings().embedding_dim / 768) ** -0.5
+    rates = {
+        "unembedding": unembedding_lr * width_scale,
+        "embedding": embedding_lr * width_scale,
+        "value_embeddings": 0.5 * embedding_lr * width_scale,
+        "resid_lambdas": 0.01 * scalar_lr,
+        "x0_lambdas": scalar_lr,
+        "smear_backout": 0.2,
+        "matrices": matrix_lr,
+    }
+    members = _params_by_role(model, rates)
+    return [
+        {
+            "name": role,
+            "params": members[role],
+            "lr": rate * init_lr_frac,
+            **_hyperparameters(role, optimizer, weight_decay, precision),
+        }
+        for role, rate in rates.items()
+        if members[role]
+    ]
+
+
+def _params_by_role(model: nn.Module, roles: Iterable[str]) -> dict[str, list[nn.Parameter]]:
+    embeddings = _embedding_roles(model)
+    members = {role: [] for role in roles}
+    unknown = []
+    for name, param in model.named_parameters():
+        if not param.requires_grad:
+            continue
+        role = embeddings.get(id(param)) or _role_by_name(name) or ("matrices" if param.ndim == 2 else None)
+        if role is None:
+            unknown.append(f"{name} {tuple(param.shape)}")
+        else:
+            members[role].append(param)
+    if unknown:
+        raise ValueError(
+            f"no optimizer group for {', '.join(unknown)}: neither a matrix, an embedding, nor one of {', '.join(SCALAR_ROLES)}. "
+            "Freeze it with requires_grad_(False), or train with an optimizer of your own."
+        )
+    return members
+
+
+def _embedding_roles(model: nn.Module) -> dict[int, str]:
+    """Map id(weight) to its role; the unembedding comes last so that it names a tied weight."""
+    roles = {id(module.weight): "value_embeddings" for module in model.modules() if isinstance(module, nn.Embedding)}
+    roles[id(model.get_input_embeddings().weight)] = "embedding"
+    output = model.get_output_embeddings()
+    if output is not None:
+        roles[id(output.weight)] = "unembedding"
+    return roles
+
+
+def _role_by_name(name: str) -> str | None:
+    for ending, role in SCALAR_ROLES.items():
+        if name == ending or name.endswith(f".{ending}"):
+            return role
+    return None
+
+
+def _hyperparameters(role: str, optimizer: str, weight_decay: float, precision: str | None) -> dict:
+    if role == "matrices" and optimizer == "muon_2026":
+        return {"kind": "muon", "rule": "2026", "momentum_warmup_steps": 300, "weight_decay": weight_decay, "precision": precision}
+    if role == "matrices" and optimizer == "muon_2025":
+        return {"kind": "muon", "rule": "2025", "precision": precision}
+    if role == "matrices" or (role in ("unembedding", "embedding") and optimizer != "muon_2026"):
+        return {"kind": "adamw", "betas": (0.8, 0.95), "eps": 1e-10, "weight_decay": weight_decay}
+    return {"kind": "adamw", "eps": 1e-10, **ADAMW_2026[role]}
