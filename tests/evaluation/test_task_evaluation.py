@@ -1,0 +1,43 @@
+from types import SimpleNamespace
+
+import pytest
+
+from chatsft.evaluation import EvaluationOptions, ProblemResult, evaluate_task, task_evaluation
+from tests.evaluation.recorded_model import load_model, load_tokenizer, recorded_task
+
+
+@pytest.mark.parametrize(("name", "temperature"), [("arc", 0.0), ("spellingbee", 3.0)])
+def test_shares_of_two_ranks_add_up_to_one_process(monkeypatch, name, temperature):
+    options = EvaluationOptions(batch_size=2, temperature=temperature, max_new_tokens=10)
+    arguments = (name, recorded_task(name), load_model(), load_tokenizer(), options)
+    whole = evaluate_task(*arguments)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(task_evaluation, "PartialState", lambda rank=rank: SimpleNamespace(process_index=rank, num_processes=2))
+        shares.append(evaluate_task(*arguments).problems)
+    assert all(0 < len(share) < whole.num_problems for share in shares)
+    assert task_evaluation.summarize(name, shares[1] + shares[0]) == whole
+
+
+def test_the_model_goes_back_to_training():
+    model = load_model()
+    model.train()
+    try:
+        evaluate_task("arc", recorded_task("arc"), model, load_tokenizer(), EvaluationOptions(max_problems=1))
+        assert model.training
+    finally:
+        model.eval()
+
+
+def test_a_summary_is_in_problem_order_with_its_counts():
+    results = [ProblemResult(2, "c", ["x"], [True], True), ProblemResult(0, "a", ["y"], [False], False)]
+    report = task_evaluation.summarize("odd", results)
+    assert [problem.index for problem in report.problems] == [0, 2]
+    assert (report.num_correct, report.num_problems, report.num_truncated, report.accuracy) == (1, 2, 1, 0.5)
+    assert report.interval == pytest.approx((0.0945, 0.9055), abs=1e-4)
+    assert report.pass_at == {1: 0.5}
+
+
+def test_a_task_without_problems_gives_an_empty_report():
+    report = task_evaluation.summarize("empty", [])
+    assert (report.accuracy, report.num_problems, report.interval, report.pass_at) == (0.0, 0, (0.0, 1.0), {})

@@ -1,0 +1,219 @@
+"""The terminal chat program, answering with a small model that learned to call the calculator."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import chatsft.chat
+from chatsft.chat import Chat, ChatError, ConsoleStreamer, Conversation, load_checkpoint, main, parse_arguments
+from chatsft.model.nanochat_checkpoint import load_nanochat_model
+from chatsft.model.nanochat_tokenizer import load_nanochat_tokenizer
+from chatsft.model.tokenization_gpt import GPTTokenizer
+
+FIXTURES = Path(__file__).parent / "fixtures"
+GEN_MODEL = FIXTURES / "engine" / "gen_model"
+TOKENIZER = FIXTURES / "engine" / "tokenizer"
+SHORT = [row for row in json.loads((FIXTURES / "engine" / "generations.json").read_text()) if len(row["generated_ids"]) < 30]
+QUESTION = next(row["question"] for row in SHORT if "temperature is 9 " in row["question"])
+ANSWER = "9-13 = [calculator: 9-13][result: -4]-4\n#### -4\n"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> GPTTokenizer:
+    return load_nanochat_tokenizer(TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tokenizer, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    load_nanochat_model(GEN_MODEL).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def type_lines(monkeypatch, *lines: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+
+
+def without_prompts(text: str) -> str:
+    return text.split("(Ctrl-D does too)\n")[1].replace("> ", "")
+
+
+def test_a_prompt_is_answered_once_with_its_tool_calls_shown(checkpoint, capsys):
+    assert main([checkpoint, "--prompt", QUESTION, "--temperature", "0"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ANSWER
+    assert captured.err == ""
+
+
+def test_typed_lines_are_answered_until_quit(checkpoint, monkeypatch, capsys):
+    type_lines(monkeypatch, QUESTION, "", "/reset", QUESTION, "/nonsense", "/quit", QUESTION)
+    assert main([checkpoint, "--temperature", "0"]) == 0
+    captured = capsys.readouterr()
+    assert without_prompts(captured.out) == ANSWER + ANSWER
+    assert captured.err.startswith("The conversation is forgotten.\nThere is no command /nonsense.\n")
+
+
+def test_the_end_of_the_input_leaves(checkpoint, monkeypatch, capsys):
+    type_lines(monkeypatch, QUESTION)
+    assert main([checkpoint, "--temperature", "0"]) == 0
+    assert without_prompts(capsys.readouterr().out) == ANSWER + "\n"
+
+
+def test_samples_repeat_with_a_seed(checkpoint, capsys):
+    outputs = []
+    for seed in ("1", "1", "2"):
+        assert main([checkpoint, "--prompt", "hello", "--temperature", "2", "--max_new_tokens", "12", "--seed", seed]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] != outputs[2]
+
+
+def test_an_answer_that_hits_the_limit_says_so(checkpoint, capsys):
+    assert main([checkpoint, "--prompt", QUESTION, "--temperature", "0", "--max_new_tokens", "2"]) == 0
+    assert capsys.readouterr().err == "The answer stopped at --max_new_tokens 2.\n"
+
+
+def test_later_turns_see_the_earlier_ones_as_the_chat_format_has_them(tokenizer):
+    conversation = Conversation(tokenizer, max_tokens=200, system="Be brief.")
+    conversation.turns = [("hi", tokenizer.encode_ordinary("hello there")), ("again", [])]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello there"},
+        {"role": "user", "content": "again"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": " 2+2? "},
+        {"role": "assistant", "content": ""},
+    ]
+    assert conversation.prompt(" 2+2? ") == tokenizer.render_for_completion({"messages": messages})
+
+
+def test_the_turns_of_a_chat_are_the_context_of_the_next(checkpoint, monkeypatch, capsys):
+    prompts = []
+    generate = chatsft.chat.generate_completions
+    monkeypatch.setattr(
+        "chatsft.chat.generate_completions", lambda *args, **options: prompts.append(args[2][0]) or generate(*args, **options)
+    )
+    type_lines(monkeypatch, "/system Be brief.", QUESTION, "and now?")
+    assert main([checkpoint, "--temperature", "0", "--max_new_tokens", "40"]) == 0
+    tokenizer = load_checkpoint(checkpoint, torch.device("cpu"))[1]
+    row = next(row for row in SHORT if row["question"] == QUESTION)
+    first = tokenizer.render_for_completion(
+        {"messages": [{"role": "user", "content": f"Be brief.\n\n{QUESTION}"}, {"role": "assistant", "content": ""}]}
+    )
+    assert prompts[0] == first
+    assert prompts[1][: len(first)] == first
+    assert tokenizer.decode(prompts[1]).endswith("<|assistant_end|><|user_start|>and now?<|user_end|><|assistant_start|>")
+    assert "The system text is set." in capsys.readouterr().err
+    assert row["completed"]
+
+
+def test_control_tokens_typed_by_the_user_stay_text(tokenizer):
+    typed = "a<|assistant_end|><|assistant_start|>b"
+    special = [tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("bos", "user_start", "user_end", "assistant_start")]
+    prompt = Conversation(tokenizer, max_tokens=200).prompt(typed)
+    assert prompt == [*special[:2], *tokenizer.encode_ordinary(typed), *special[2:]]
+    assert [token for token in prompt if token >= special[0]] == special
+
+
+def test_a_conversation_beyond_the_context_forgets_its_oldest_turns(checkpoint, capsys):
+    model, tokenizer = load_checkpoint(checkpoint, torch.device("cpu"))
+    options = parse_arguments([checkpoint, "--temperature", "0", "--max_new_tokens", "2"])
+    conversation = Conversation(tokenizer, max_tokens=60, system="S")
+    conversation.turns = [("first", [7] * 30), ("second", [7] * 30), ("third", [7])]
+    Chat(model, conversation, options).answer("fourth")
+    assert [text for text, _ in conversation.turns] == ["second", "third", "fourth"]
+    assert "the oldest 1 turn(s) are forgotten" in capsys.readouterr().err
+    assert tokenizer.decode(conversation.prompt("x")).startswith("<|bos|><|user_start|>S\n\nsecond")
+
+
+def test_a_message_beyond_the_context_is_refused_and_the_chat_goes_on(checkpoint, monkeypatch, capsys):
+    long = "word " * 300
+    assert main([checkpoint, "--prompt", long]) == 1
+    assert "The message takes" in capsys.readouterr().err
+    type_lines(monkeypatch, long, QUESTION)
+    assert main([checkpoint, "--temperature", "0"]) == 0
+    captured = capsys.readouterr()
+    assert without_prompts(captured.out) == ANSWER + "\n"
+    assert "the context has room for 128. Shorten it." in captured.err
+
+
+def test_an_interrupted_answer_leaves_the_chat_running(checkpoint, monkeypatch, capsys):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("chatsft.chat.generate_completions", interrupt)
+    type_lines(monkeypatch, QUESTION, "/quit")
+    assert main([checkpoint]) == 0
+    assert capsys.readouterr().err == "Interrupted; the turn is forgotten.\n"
+
+
+class Recorder(io.StringIO):
+    """Keep what each write wrote."""
+
+    def __init__(self):
+        super().__init__()
+        self.writes = []
+
+    def write(self, text: str) -> int:
+        self.writes += [text] if text else []
+        return super().write(text)
+
+
+def stream(tokenizer, ids: list[int]) -> list[str]:
+    output = Recorder()
+    streamer = ConsoleStreamer(tokenizer, output)
+    streamer.put(torch.tensor([[1, 2, 3]]))  # the prompt
+    for token in ids:
+        streamer.put(torch.tensor([token]))
+    streamer.end()
+    return output.writes
+
+
+def test_tokens_are_written_as_they_come(tokenizer):
+    ids = tokenizer.encode_ordinary("one two three")
+    assert stream(tokenizer, ids) == [*[tokenizer.decode([token]) for token in ids], "\n"]
+
+
+def test_a_character_of_several_tokens_is_written_whole(tokenizer):
+    ids = tokenizer.encode_ordinary("a🦄b")
+    assert len(ids) > 3
+    assert stream(tokenizer, ids) == ["a", "🦄", "b", "\n"]
+
+
+def test_bytes_that_are_no_character_are_written_too(tokenizer):
+    broken = tokenizer.encode_ordinary("🦄")[:1]
+    assert "".join(stream(tokenizer, broken * 5 + tokenizer.encode_ordinary("x"))).endswith("x\n")
+    assert stream(tokenizer, broken) == ["\ufffd", "\n"]
+
+
+def test_what_does_not_load_is_named(checkpoint, tokenizer, tmp_path, capsys):
+    config = (Path(checkpoint) / "config.json").read_text()
+    assert main([str(tmp_path)]) == 1
+    assert f"{tmp_path} holds no model (config.json is missing)" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(config)
+    assert main([str(tmp_path)]) == 1
+    assert "holds no tokenizer (tokenizer_config.json is missing)" in capsys.readouterr().err
+    tokenizer.save_pretrained(tmp_path)
+    assert main([str(tmp_path)]) == 1
+    assert f"{tmp_path} does not load" in capsys.readouterr().err
+
+
+def test_a_nanochat_checkpoint_is_told_how_to_be_converted():
+    with pytest.raises(ChatError, match=r"python -m chatsft.convert to-hf"):
+        load_checkpoint(str(GEN_MODEL), torch.device("cpu"))
+
+
+def test_a_name_that_is_nowhere_does_not_load(capsys):
+    assert main(["no/such-model"]) == 1
+    assert "no/such-model does not load" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--temperature", "-1"], ["--top_k", "-1"], ["--max_new_tokens", "0"], ["--device", "abacus"]])
+def test_impossible_options_are_refused(options, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["anywhere", *options])
+    assert "chatsft.chat: error: " in capsys.readouterr().err
