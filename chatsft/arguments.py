@@ -98,6 +98,7 @@ class ChatArguments(TrainingArguments):
     logging_steps: float = 1
     report_to: str | list[str] | None = "none"
     save_strategy: str = "no"
+    resume_from_checkpoint: str | bool | None = None
 
     def __post_init__(self):
         super().__post_init__()

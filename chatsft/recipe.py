@@ -74,7 +74,7 @@ def parse_overrides(tokens: Sequence[str]) -> dict:
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """YAML in which 2e-5 is a number, as in YAML 1.2, and a repeated key is an error."""
+    """YAML in which, as in YAML 1.2, 2e-5 is a number and no is a word (eval_strategy: no), and a repeated key is an error."""
 
     def construct_mapping(self, node, deep=False):
         names = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -84,7 +84,11 @@ class RecipeLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-RecipeLoader.yaml_implicit_resolvers = {letter: list(pairs) for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+RecipeLoader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in pairs if tag != "tag:yaml.org,2002:bool"]
+    for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 

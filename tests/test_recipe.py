@@ -37,6 +37,12 @@ def test_a_number_in_exponent_form_is_a_number(tmp_path):
     assert load_recipe(write(tmp_path, MINIMAL + "matrix_lr: 2e-5\nembedding_lr: 1e2\n")).training.matrix_lr == 2e-5
 
 
+def test_no_is_a_word_and_true_is_not(tmp_path):
+    recipe = load_recipe(write(tmp_path, MINIMAL + "eval_strategy: no\nuse_cpu: true\n"))
+    assert recipe.training.eval_strategy == "no"
+    assert recipe.training.use_cpu is True
+
+
 def test_a_model_beside_the_recipe_is_found(tmp_path):
     (tmp_path / "base").mkdir()
     assert load_recipe(write(tmp_path)).model.model_name_or_path == str(tmp_path / "base")

@@ -400,7 +400,8 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             shift_labels: (batch, length) ids already aligned with the logits; takes precedence over labels.
             logits_to_keep: how many of the last positions get logits (0 = all), or the positions themselves.
             num_items_in_batch: divisor of the summed loss; the number of labels that are not ignored when None.
-            skip_logits: return the loss alone, computed on the supervised positions in chunks (see head_loss).
+            skip_logits: return the loss alone, computed on the supervised positions in chunks (see head_loss); it is 0, not NaN,
+                where no position is supervised.
             supervised_positions: for skip_logits, where the labels are, padded with -1.
 
         Returns:
@@ -422,7 +423,7 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             loss = supervised_loss(
                 hidden_states, self.lm_head.weight, shift_labels, self.config.final_logit_softcapping, supervised_positions
             )
-            loss = loss / ((shift_labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+            loss = loss / ((shift_labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
             logits = self._logits(hidden_states if isinstance(kept, int) else hidden_states[:, kept])

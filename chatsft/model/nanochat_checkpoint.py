@@ -4,6 +4,7 @@ A checkpoint folder holds model_<step>.pt (tensors) and meta_<step>.json (the ar
 """
 
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,7 @@ _LAYER_NAMES = {
     "mlp.c_proj": "mlp.down_proj",
 }
 _VOCABULARY_ROWS = ("model.embed_tokens.weight", "lm_head.weight", "model.value_embeddings.")
+_VOCABULARY_MULTIPLE = 64  # later generations pad the vocabulary rows up to a multiple of this
 _SEQUENCE_FIELDS = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
 
 
@@ -79,8 +81,12 @@ def load_nanochat_checkpoint(folder: str | Path, step: int | None = None) -> Nan
 
 
 def load_nanochat_model(folder: str | Path, step: int | None = None, dtype: torch.dtype = torch.float32) -> GPTForCausalLM:
-    """Build the model of a nanochat checkpoint, all weights in one dtype, in evaluation mode as from_pretrained gives it."""
-    checkpoint = load_nanochat_checkpoint(folder, step)
+    """Build the model of a nanochat checkpoint folder, all weights in one dtype, in evaluation mode as from_pretrained gives it."""
+    return build_model(load_nanochat_checkpoint(folder, step), dtype)
+
+
+def build_model(checkpoint: NanochatCheckpoint, dtype: torch.dtype = torch.float32) -> GPTForCausalLM:
+    """Build the model of a checkpoint that was read before, all weights in one dtype, in evaluation mode."""
     with torch.device("meta"):
         model = GPTForCausalLM(checkpoint.config)
     state_dict = {name: tensor.to(dtype).contiguous() for name, tensor in checkpoint.state_dict.items()}
@@ -113,7 +119,7 @@ def layer_windows(pattern: str, num_layers: int, sequence_len: int) -> list[int]
     >>> layer_windows("SSL", 4, 1024)
     [257, 257, 1025, 1025]
     """
-    if set(pattern.upper()) - set("SL") or not pattern:
+    if not isinstance(pattern, str) or set(pattern.upper()) - set("SL") or not pattern:
         raise CheckpointError(f"window_pattern is {pattern!r}; it may hold the letters S and L only.")
     quarter = -(-sequence_len // 4)
     sizes = {"S": -(-quarter // 128) * 128, "L": sequence_len}
@@ -145,22 +151,33 @@ def _read_meta(path: Path) -> dict:
         raise CheckpointError(f"{path} is missing. It belongs beside the model file: copy it from where the model came from.") from None
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON ({error}). Copy it again from where the model came from.") from error
-    model_config = meta.get("model_config") if isinstance(meta, dict) else None
-    missing = [name for name in _SEQUENCE_FIELDS if not isinstance(model_config, dict) or name not in model_config]
+    fields = meta.get("model_config") if isinstance(meta, dict) else None
+    fields = fields if isinstance(fields, dict) else {}
+    missing = [name for name in _SEQUENCE_FIELDS if name not in fields]
     if missing:
         raise CheckpointError(f"{path} has no {', '.join(missing)} under model_config, so it is not a nanochat meta file.")
+    for name in _SEQUENCE_FIELDS:
+        if type(fields[name]) is not int or fields[name] < 1:
+            raise CheckpointError(f"{path} has {name} = {fields[name]!r} under model_config, but nanochat writes a whole number above 0.")
     return meta
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except pickle.UnpicklingError as error:  # torch's own message advises to load it all the same
         raise CheckpointError(
-            f"{path} cannot be read as a torch checkpoint: it is damaged, cut short or of another kind ({error})."
+            f"{path} holds something other than tensors, or it is damaged; such a file may carry code and is not loaded. "
+            "Pass the model file as nanochat wrote it."
         ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise CheckpointError(f"{path} does not hold a dictionary of tensors, so it is not a nanochat model file.")
+    except Exception as error:  # a damaged file raises nearly anything
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"{path} cannot be read as a torch checkpoint: it is damaged or cut short ({reason}). Copy it again from where it came from."
+        ) from error
+    pairs = tensors.items() if isinstance(tensors, dict) else [(None, None)]
+    if not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in pairs):
+        raise CheckpointError(f"{path} does not hold a dictionary of tensors by name, so it is not a nanochat model file.")
     return tensors
 
 
@@ -181,15 +198,18 @@ def _config(fields: dict, tensors: dict[str, torch.Tensor], path: Path) -> GPTCo
             "smear": True,
             "backout": True,
         }
-    return GPTConfig(
-        vocab_size=fields["vocab_size"],
-        hidden_size=fields["n_embd"],
-        num_hidden_layers=layers,
-        num_attention_heads=fields["n_head"],
-        num_key_value_heads=fields["n_kv_head"],
-        max_position_embeddings=fields["sequence_len"],
-        **later,
-    )
+    try:
+        return GPTConfig(
+            vocab_size=fields["vocab_size"],
+            hidden_size=fields["n_embd"],
+            num_hidden_layers=layers,
+            num_attention_heads=fields["n_head"],
+            num_key_value_heads=fields["n_kv_head"],
+            max_position_embeddings=fields["sequence_len"],
+            **later,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{path} describes a model that cannot be: {error}") from error
 
 
 def _patch_old_tensors(tensors: dict[str, torch.Tensor], config: GPTConfig) -> None:
@@ -208,16 +228,18 @@ def _check_tensors(names: dict[str, str | None], tensors: dict[str, torch.Tensor
     missing = sorted(set(expected) - set(names.values()))
     if missing:
         raise CheckpointError(f"{path} lacks tensors of the model its meta file describes: {', '.join(missing[:10])}.")
+    padded_rows = -(-config.vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
     for name, ours in names.items():
         shape, wanted = tuple(tensors[name].shape), tuple(expected[ours])
-        rows_to_spare = ours.startswith(_VOCABULARY_ROWS) and shape[0] >= wanted[0]
-        if shape != wanted and not (rows_to_spare and shape[1:] == wanted[1:]):
+        padded = (padded_rows, *wanted[1:]) if ours.startswith(_VOCABULARY_ROWS) else wanted
+        if shape not in (wanted, padded):
             raise CheckpointError(f"{path}: {name} has shape {shape}, but the meta file's model needs {wanted}.")
 
 
 __all__ = [
     "CheckpointError",
     "NanochatCheckpoint",
+    "build_model",
     "is_nanochat_checkpoint",
     "layer_windows",
     "load_nanochat_checkpoint",

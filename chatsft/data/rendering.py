@@ -1,0 +1,87 @@
+"""The render stage: column `messages` becomes `input_ids` and `assistant_masks`, as a cached `datasets.map`."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from datasets import Dataset, Features, List, Value
+
+from chatsft import __version__
+from chatsft.model.tokenization_gpt import GPTTokenizer, check_conversation
+
+logger = logging.getLogger(__name__)
+
+RENDERED = Features({"input_ids": List(Value("int32")), "assistant_masks": List(Value("int8")), "is_truncated": Value("bool")})
+
+
+def render_dataset(dataset: Dataset, tokenizer: GPTTokenizer, max_length: int, num_proc: int | None = None) -> Dataset:
+    """Render column `messages` to `input_ids` and `assistant_masks` (1 = trained), cut to the first max_length tokens.
+
+    Other columns stay. A conversation that cannot be rendered is named by its `origin`, or its `source` and row. The cache is named after
+    what the result depends on, so that every process finds it: tokenizer, max_length, rows and package version.
+    """
+    kept = Features({name: feature for name, feature in dataset.features.items() if name != "messages"})
+    rendered = dataset.map(
+        render_batch,
+        batched=True,
+        with_indices=True,
+        fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
+        remove_columns=["messages"],
+        features=Features({**kept, **RENDERED}),
+        num_proc=num_proc,
+        new_fingerprint=make_fingerprint(dataset, tokenizer, max_length),
+        desc="Rendering",
+    )
+    num_truncated = int(np.count_nonzero(rendered.with_format("numpy")["is_truncated"][:]))
+    if num_truncated:
+        logger.warning("%d of %d conversations were longer than max_length=%d and lost their end", num_truncated, len(rendered), max_length)
+    return rendered.remove_columns("is_truncated")
+
+
+def make_fingerprint(dataset: Dataset, tokenizer: GPTTokenizer, max_length: int) -> str:
+    """Name the cache of a rendered dataset after the content that it depends on."""
+    vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    key = json.dumps([__version__, "render", vocabulary, max_length, dataset._fingerprint])
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def render_batch(batch: dict[str, list], indices: Sequence[int], tokenizer: GPTTokenizer, max_length: int) -> dict[str, list]:
+    """Render the rows of a batch; arrays instead of lists, because Arrow takes those without a loop."""
+    columns = {name: [] for name in RENDERED}
+    for row, messages in enumerate(batch["messages"]):
+        checked = check_conversation({"messages": messages}, name_place(batch, row, indices[row]))
+        ids, mask = tokenizer.render_to_bytes(checked, max_tokens=None)
+        columns["input_ids"].append(np.frombuffer(ids, np.int32)[:max_length])
+        columns["assistant_masks"].append(np.frombuffer(mask, np.int8)[:max_length])
+        columns["is_truncated"].append(len(mask) > max_length)
+    return columns
+
+
+def name_place(batch: dict[str, list], row: int, index: int) -> str:
+    """Say where a conversation came from.
+
+    >>> name_place({"source": ["chat.jsonl"]}, 0, 17)
+    'chat.jsonl, row 17'
+    """
+    if "origin" in batch:
+        return batch["origin"][row]
+    return f"{batch['source'][row]}, row {index}" if "source" in batch else f"row {index}"
+
+
+def supervision_statistics(assistant_masks: Iterable[Sequence[int]]) -> dict[str, int | float]:
+    """Count how much of rendered conversations is trained on.
+
+    >>> supervision_statistics([[0, 1, 1], [0, 0]])
+    {'conversations': 2, 'tokens': 5, 'supervised_tokens': 2, 'supervised_share': 0.4, 'unsupervised_conversations': 1}
+    """
+    counts = [(len(mask), int(np.count_nonzero(mask))) for mask in assistant_masks]
+    tokens, supervised = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    return {
+        "conversations": len(counts),
+        "tokens": tokens,
+        "supervised_tokens": supervised,
+        "supervised_share": supervised / tokens if tokens else 0.0,
+        "unsupervised_conversations": sum(not trained for _, trained in counts),
+    }

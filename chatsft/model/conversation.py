@@ -1,0 +1,166 @@
+"""nanochat's chat format: which conversations it holds, what they render to, and the same as a chat template."""
+
+SPECIAL_TOKENS = (  # in nanochat's order: the last nine ids of every vocabulary
+    "<|bos|>",
+    "<|user_start|>",
+    "<|user_end|>",
+    "<|assistant_start|>",
+    "<|assistant_end|>",
+    "<|python_start|>",
+    "<|python_end|>",
+    "<|output_start|>",
+    "<|output_end|>",
+)
+PARTS = {  # part type: opening marker, closing marker, whether the model is trained on them and what is between
+    "text": ("", "", 1),
+    "python": ("<|python_start|>", "<|python_end|>", 1),
+    "python_output": ("<|output_start|>", "<|output_end|>", 0),
+}
+ROLE_HINTS = {
+    "tool": "Put tool output in a python_output part.",
+    "system": "Only the first message can be a system message, and a user message follows it.",
+}
+# For servers that know only templates. GPTTokenizer does not take ids from it: a template joins everything to one string, where
+# neighbouring parts can merge and special-token text inside content turns into the token.
+CHAT_TEMPLATE = """\
+{{- bos_token -}}
+{%- set system = '' -%}
+{%- set turns = messages -%}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set system = messages[0]['content'] + '\n\n' -%}
+    {%- set turns = messages[1:] -%}
+{%- endif -%}
+{%- for message in turns -%}
+    {%- set content = message['content'] -%}
+    {%- if message['role'] != ('assistant' if loop.index0 % 2 else 'user') -%}
+        {{- raise_exception('Roles alternate user, assistant after an optional system message; found ' + message['role']) -}}
+    {%- elif message['role'] == 'user' -%}
+        {{- '<|user_start|>' + (system if loop.first else '') + content + '<|user_end|>' -}}
+    {%- else -%}
+        {{- '<|assistant_start|>' -}}
+        {%- for part in [{'type': 'text', 'text': content}] if content is string else content -%}
+            {%- if part['type'] == 'text' -%}
+                {%- generation -%}{{- part['text'] -}}{%- endgeneration -%}
+            {%- elif part['type'] == 'python' -%}
+                {%- generation -%}{{- '<|python_start|>' + part['text'] + '<|python_end|>' -}}{%- endgeneration -%}
+            {%- elif part['type'] == 'python_output' -%}
+                {{- '<|output_start|>' + part['text'] + '<|output_end|>' -}}
+            {%- else -%}
+                {{- raise_exception('Unknown part type ' + part['type']) -}}
+            {%- endif -%}
+        {%- endfor -%}
+        {%- generation -%}{{- '<|assistant_end|>' -}}{%- endgeneration -%}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant_start|>' -}}{%- endif -%}
+"""
+
+
+class ConversationError(ValueError):
+    """A conversation that nanochat's format cannot hold; `place` (a file and line, a row) goes in front of the message."""
+
+    def __init__(self, problem: str, place: str = ""):
+        super().__init__(f"{place}: {problem}" if place else problem)
+
+
+def check_conversation(conversation: dict, place: str = "") -> list[dict]:
+    """Return the messages of a conversation, or raise with the first thing that is wrong with it.
+
+    Roles alternate user, assistant, after an optional system message. User and system content is a string; assistant content is a string or
+    a list of parts `{"type": "text" | "python" | "python_output", "text": str}`. Other keys are ignored. Messages and parts count from 0.
+
+    >>> check_conversation({"messages": [{"role": "user", "content": "hi"}]})
+    [{'role': 'user', 'content': 'hi'}]
+    """
+    if not isinstance(conversation, dict) or "messages" not in conversation:
+        raise ConversationError(f"expected {{'messages': [...]}}, got {describe(conversation)}", place)
+    messages = conversation["messages"]
+    if not isinstance(messages, list):
+        raise ConversationError(f"messages is {describe(messages)}, expected a list", place)
+    for index, (message, role) in enumerate(zip(messages, _expected_roles(messages), strict=True)):
+        problem = _message_problem(message, role)
+        if problem:
+            raise ConversationError(f"message {index} {problem}", place)
+    if not messages or messages[-1]["role"] == "system":
+        raise ConversationError("there is no user message, expected at least one", place)
+    return messages
+
+
+def check_prompt(conversation: dict, place: str = "") -> list[dict]:
+    """Return the checked messages before the last one, which has to be the assistant's; nanochat does not look at what it says."""
+    is_conversation = isinstance(conversation, dict) and isinstance(conversation.get("messages"), list) and conversation["messages"]
+    if not is_conversation:
+        return check_conversation(conversation, place)  # raises
+    *prompt, last = conversation["messages"]
+    if not isinstance(last, dict) or last.get("role") != "assistant":
+        role = last.get("role") if isinstance(last, dict) else None
+        raise ConversationError(f"message {len(prompt)} has role {role!r}, expected the last message to be the assistant's", place)
+    return check_conversation({"messages": prompt}, place)
+
+
+def _expected_roles(messages: list) -> list[str]:
+    has_system = bool(messages) and isinstance(messages[0], dict) and messages[0].get("role") == "system"
+    roles = ["user", "assistant"] * (len(messages) // 2 + 1)
+    return (["system", *roles] if has_system else roles)[: len(messages)]
+
+
+def _message_problem(message: dict, expected_role: str) -> str:
+    if not isinstance(message, dict):
+        return f"is {describe(message)}, expected a dict with role and content"
+    role, content = message.get("role"), message.get("content")
+    if role != expected_role:
+        return f"has role {role!r}, expected {expected_role!r}. {ROLE_HINTS.get(str(role), 'Roles alternate user, assistant.')}"
+    if isinstance(content, str):
+        return ""
+    if role != "assistant":
+        return f"({role}) has content of {describe(content)}, expected a string"
+    if not isinstance(content, list):
+        return f"(assistant) has content of {describe(content)}, expected a string or a list of parts"
+    problems = (f"part {index} {problem}" for index, part in enumerate(content) if (problem := _part_problem(part)))
+    return next(problems, "")
+
+
+def _part_problem(part: dict) -> str:
+    if not isinstance(part, dict):
+        return f"is {describe(part)}, expected a dict with type and text"
+    if part.get("type") not in tuple(PARTS):
+        return f"has type {part.get('type')!r}, expected one of {', '.join(PARTS)}"
+    if not isinstance(part.get("text"), str):
+        return f"has text of {describe(part.get('text'))}, expected a string"
+    return ""
+
+
+def describe(value: object) -> str:
+    return "None (or missing)" if value is None else f"type {type(value).__name__}"
+
+
+def conversation_spans(messages: list[dict]) -> list[tuple[str, str, str, int]]:
+    """List what checked messages render to: opening marker, text, closing marker, and 1 where the model is trained on all three.
+
+    Texts stay apart because nanochat encodes each on its own: joining two neighbouring parts would give other tokens.
+
+    >>> conversation_spans([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}])[1:]
+    [('<|user_start|>', 'hi', '<|user_end|>', 0), ('<|assistant_start|>', '', '', 0), ('', 'yo', '<|assistant_end|>', 1)]
+    """
+    spans = [("<|bos|>", "", "", 0)]
+    system = ""
+    for message in messages:
+        role, content = message["role"], message["content"]
+        if role == "system":
+            system = content + "\n\n"
+        elif role == "user":
+            spans.append(("<|user_start|>", system + content, "<|user_end|>", 0))
+            system = ""
+        else:
+            spans.append(("<|assistant_start|>", "", "", 0))
+            if isinstance(content, str):
+                spans.append(("", content, "<|assistant_end|>", 1))
+            else:
+                spans += map(_part_span, content)
+                spans.append(("", "", "<|assistant_end|>", 1))
+    return spans
+
+
+def _part_span(part: dict) -> tuple[str, str, str, int]:
+    opening, closing, trained = PARTS[part["type"]]
+    return opening, part["text"], closing, trained

@@ -1,0 +1,151 @@
+"""Fine-tune a base model into a chat model.
+
+    accelerate launch -m chatsft.train recipes/sft.yaml [key=value ...]
+
+Recipe, model, data, batches, trainer: main reads downward, and each line names the file that does it.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import datasets
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils import logging as transformers_logging
+
+from chatsft.arguments import DataArguments, ModelArguments, RecipeError
+from chatsft.callbacks import ConsoleCallback, FinalEvaluation
+from chatsft.data.collator import FlatteningCollator, PaddingCollator
+from chatsft.data.mixture import load_mixture
+from chatsft.data.packing import ConversationRows, conversation_lengths, pack_rows, pack_steps, shuffle_rows, single_rows
+from chatsft.data.rendering import render_dataset
+from chatsft.model.head_loss import CHUNK
+from chatsft.model.loading import load_model_and_tokenizer
+from chatsft.recipe import Recipe, load_recipe
+from chatsft.trainer import ChatTrainer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; bad input ends it with one line on stderr and exit code 2, before anything is written."""
+    options, overrides = parse_arguments(argv)
+    try:
+        train(load_recipe(options.recipe, overrides))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(prog="chatsft.train", description="Fine-tune a base model into a chat model.", allow_abbrev=False)
+    parser.add_argument("recipe", help="YAML file; any key can follow as key=value or --key value")
+    return parser.parse_known_args(argv)
+
+
+def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrainer:
+    """Train as the recipe says, save the model in output_dir, and return the trainer."""
+    args, data = recipe.training, recipe.data
+    set_verbosity()
+    model, tokenizer = load_model(recipe.model, data)
+    with args.main_process_first(desc="data"):
+        train_rendered = load_rendered("train_mixture", data.train_mixture, recipe, tokenizer)
+        eval_rendered = load_rendered("eval_mixture", data.eval_mixture, recipe, tokenizer) if data.eval_mixture else None
+    batches = plan_batches(train_rendered, data, args.per_device_train_batch_size, args.world_size, tokenizer.pad_token_id, args.seed)
+    args.gradient_accumulation_steps = batches.gradient_accumulation_steps
+    trainer = ChatTrainer(
+        model=model,
+        args=args,
+        train_dataset=batches.dataset,
+        eval_dataset=eval_rendered and ConversationRows(eval_rendered, single_rows(len(eval_rendered))),
+        data_collator=batches.collator,
+        eval_data_collator=PaddingCollator(tokenizer.pad_token_id),
+        processing_class=tokenizer,
+        callbacks=[ConsoleCallback, FinalEvaluation, *callbacks],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    return trainer
+
+
+class Batches(NamedTuple):
+    """A dataset of rows in training order, what collates them, and how many micro-batches make a step."""
+
+    dataset: Dataset
+    collator: FlatteningCollator | PaddingCollator
+    gradient_accumulation_steps: int
+
+
+def set_verbosity() -> None:
+    """Leave the console to the run's own lines."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    transformers_logging.set_verbosity_warning()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def load_model(model_args: ModelArguments, data: DataArguments):
+    """Load model and tokenizer and check that rows of max_length fit the model."""
+    attention = model_args.attn_implementation or ("varlen" if data.packing else "sdpa")
+    model, tokenizer = load_model_and_tokenizer(model_args.model_name_or_path, model_args.tokenizer_path, attn_implementation=attention)
+    longest = model.config.max_position_embeddings
+    if data.max_length > longest:
+        raise RecipeError(f"max_length is {data.max_length}, but {model_args.model_name_or_path} was trained on at most {longest} tokens.")
+    return model, tokenizer
+
+
+def load_rendered(key: str, entries: list, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
+    """Load a mixture and render it to input_ids and assistant_masks."""
+    data = recipe.data
+    mixture = load_mixture(entries, data_root=data.data_root, folders=(recipe.folder, "."), order=data.mixture_order)
+    rendered = render_dataset(mixture, tokenizer, data.max_length, num_proc=data.dataset_num_proc)
+    if not any(mask.any() for batch in rendered.with_format("numpy").iter(1000) for mask in batch["assistant_masks"]):
+        raise RecipeError(f"{key} has no token to train on: in every conversation the assistant's part is missing or cut off.")
+    return rendered
+
+
+def plan_batches(
+    rendered: datasets.Dataset, data: DataArguments, batch_size: int, world_size: int, pad_token_id: int, seed: int
+) -> Batches:
+    """Arrange rendered conversations into rows and micro-batches so that each optimizer step holds what the recipe says.
+
+    Args:
+        batch_size: rows (packed) or conversations (unpacked) of a micro-batch on each process.
+        world_size: processes.
+        seed: of the row order where packing runs across the mixture.
+    """
+    per_micro_batch = batch_size * world_size
+    if not data.packing:
+        accumulation = divide("target_examples_per_step", data.target_examples_per_step, per_micro_batch, "conversations")
+        return Batches(ConversationRows(rendered, single_rows(len(rendered))), PaddingCollator(pad_token_id), accumulation)
+    lengths = conversation_lengths(rendered).tolist()
+    if data.total_batch_size is not None:
+        accumulation = divide("total_batch_size", data.total_batch_size, per_micro_batch * data.max_length, "tokens")
+        rows = shuffle_rows(pack_rows(lengths, data.max_length), seed)
+    else:
+        rows, rows_per_step = pack_steps(lengths, data.target_examples_per_step, data.max_length, per_micro_batch)
+        accumulation = rows_per_step // per_micro_batch
+    collator = FlatteningCollator(data.max_length, pad_token_id, max(map(len, rows)), CHUNK)
+    return Batches(ConversationRows(rendered, rows), collator, accumulation)
+
+
+def divide(key: str, wanted: int, per_micro_batch: int, unit: str) -> int:
+    """Return the micro-batches that make up a step, or say which values of the key would do."""
+    if wanted % per_micro_batch:
+        below = wanted // per_micro_batch * per_micro_batch
+        nearest = " or ".join(str(value) for value in (below, below + per_micro_batch) if value)
+        raise RecipeError(
+            f"{key} is {wanted}, but one micro-batch over all processes takes {per_micro_batch} {unit}, which does not divide it. "
+            f"Set {key} to {nearest}, or change per_device_train_batch_size."
+        )
+    return wanted // per_micro_batch
+
+
+if __name__ == "__main__":
+    sys.exit(main())
