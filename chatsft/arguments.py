@@ -75,6 +75,7 @@ class ChatArguments(TrainingArguments):
         warmdown_ratio: share of the updates over which the rates fall; 1 is nanochat's linear decay of 2025.
         final_lr_frac: what the rates fall to.
         loss_average: "token", over the supervised tokens of a step, or "micro_batch", nanochat's mean of means.
+        torch_compile: compile the layers for training (Trainer itself would compile the whole model, evaluation included).
         muon_precision: "bfloat16" or "float32" for Muon's matrix products; by default bfloat16 on a GPU.
     """
 
@@ -101,6 +102,7 @@ class ChatArguments(TrainingArguments):
     resume_from_checkpoint: str | bool | None = None
 
     def __post_init__(self):
+        self.compile_layers, self.torch_compile = self.torch_compile, False
         super().__post_init__()
         _check_choice("optimizer", self.optimizer, ("muon_2025", "muon_2026", "adamw"))
         _check_choice("loss_average", self.loss_average, ("token", "micro_batch"))

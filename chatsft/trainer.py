@@ -32,6 +32,8 @@ class ChatTrainer(Trainer):
         self.eval_data_collator = eval_data_collator or self.data_collator
         self.supervised_tokens = torch.zeros((), dtype=torch.long)
         self.throughput = ThroughputMeter(self.model, self.args.world_size)
+        if self.args.compile_layers and isinstance(self.model, GPTForCausalLM):
+            self.model.model.compile_layers()
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:

@@ -41,11 +41,9 @@ def varlen_attention_forward(
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
-        grouped = query.shape[1] != key.shape[1]
+        key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
         bounds = cu_seq_lens_q
-        output = varlen_attn(
-            query, key, value, bounds, bounds, max_length_q, max_length_q, scale=scaling, window_size=window, enable_gqa=grouped
-        )
+        output = varlen_attn(query, key, value, bounds, bounds, max_length_q, max_length_q, scale=scaling, window_size=window)
     else:
         output = _segment_by_segment(query, key, value, cu_seq_lens_q.tolist(), scaling, sliding_window)
     return output[None], None

@@ -38,18 +38,21 @@ CHAT_TEMPLATE = """\
         {{- '<|user_start|>' + (system if loop.first else '') + content + '<|user_end|>' -}}
     {%- else -%}
         {{- '<|assistant_start|>' -}}
-        {%- for part in [{'type': 'text', 'text': content}] if content is string else content -%}
+        {%- for part in ([{'type': 'text', 'text': content}] if content is string else content) -%}
+            {%- set end = '<|assistant_end|>' if loop.last else '' -%}
             {%- if part['type'] == 'text' -%}
-                {%- generation -%}{{- part['text'] -}}{%- endgeneration -%}
+                {%- generation -%}{{- part['text'] + end -}}{%- endgeneration -%}
             {%- elif part['type'] == 'python' -%}
-                {%- generation -%}{{- '<|python_start|>' + part['text'] + '<|python_end|>' -}}{%- endgeneration -%}
+                {%- generation -%}{{- '<|python_start|>' + part['text'] + '<|python_end|>' + end -}}{%- endgeneration -%}
             {%- elif part['type'] == 'python_output' -%}
                 {{- '<|output_start|>' + part['text'] + '<|output_end|>' -}}
+                {%- if end -%}{%- generation -%}{{- end -}}{%- endgeneration -%}{%- endif -%}
             {%- else -%}
                 {{- raise_exception('Unknown part type ' + part['type']) -}}
             {%- endif -%}
+        {%- else -%}
+            {%- generation -%}{{- '<|assistant_end|>' -}}{%- endgeneration -%}
         {%- endfor -%}
-        {%- generation -%}{{- '<|assistant_end|>' -}}{%- endgeneration -%}
     {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant_start|>' -}}{%- endif -%}

@@ -1,5 +1,8 @@
 """The head and its cross-entropy on supervised positions only, in chunks, without ever holding (tokens x vocabulary) logits."""
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 
@@ -44,13 +47,14 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, softcap):
         compute_weight = weight.to(hidden.dtype)
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        loss_and_gradient = _compiled_loss_and_gradient() if hidden.is_cuda and len(hidden) % CHUNK == 0 else _loss_and_gradient
         loss = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.zeros_like(hidden) if needs_grad else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
         for start in range(0, len(hidden), CHUNK):
             chunk, labels = hidden[start : start + CHUNK], targets[start : start + CHUNK]
             if needs_grad:
-                part, grad_logits = _loss_and_gradient(chunk @ compute_weight.t(), labels, softcap)
+                part, grad_logits = loss_and_gradient(chunk @ compute_weight.t(), labels, softcap)
                 grad_hidden[start : start + CHUNK] = grad_logits @ compute_weight
                 grad_weight += grad_logits.t() @ chunk
             else:
@@ -89,3 +93,9 @@ def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor, softcap: flo
     if tanh is not None:
         gradient = gradient * (1 - tanh * tanh)
     return loss, (gradient * supervised[:, None]).to(dtype)
+
+
+@cache
+def _compiled_loss_and_gradient() -> Callable:
+    """Compile once, on first use: the chunks of every batch have one shape."""
+    return torch.compile(_loss_and_gradient, dynamic=False)

@@ -245,7 +245,12 @@ class GPTModel(GPTPreTrainedModel):
         if config.backout:
             self.backout_lambda = nn.Parameter(torch.full((1,), 0.2))
         self.gradient_checkpointing = False
+        self.compiled_layers = None
         self.post_init()
+
+    def compile_layers(self) -> None:
+        """Compile the layers for training, where batches have one constant shape; evaluation and generation stay as they are."""
+        self.compiled_layers = torch.compile(self.run_layers, dynamic=False)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed_tokens
@@ -297,20 +302,20 @@ class GPTModel(GPTPreTrainedModel):
             masks = dict.fromkeys(self.config.layer_windows or [None])
         else:
             masks = window_masks(self.config, hidden_states, attention_mask, past_key_values, position_ids)
-        hidden_states = self.run_layers(
-            hidden_states, input_ids, rotary_embeddings(position_ids, self.config), masks, past_key_values=past_key_values, **kwargs
-        )
+        run_layers = self.compiled_layers if self.training and self.compiled_layers is not None else self.run_layers
+        hidden_states = run_layers(hidden_states, input_ids, position_ids, masks, past_key_values=past_key_values, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
     def run_layers(
         self,
         hidden_states: torch.Tensor,
         input_ids: torch.Tensor | None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        position_ids: torch.Tensor,
         masks: dict[int | None, torch.Tensor | None],
         **kwargs,
     ) -> torch.Tensor:
         """Pass the embedded tokens through all layers and the last norm; this is the part worth compiling."""
+        position_embeddings = rotary_embeddings(position_ids, self.config)
         initial, middle = hidden_states, None
         for i, layer in enumerate(self.layers):
             if self.config.residual_scaling:

@@ -29,7 +29,7 @@ class WordIds(dict):
     """Ids of the words seen so far, as int32 bytes: most words of a text are old, and joining bytes is the fastest way to put ids together.
 
     ASCII text is split by `ASCII_WORDS`. Other text is cut before each space that follows a non-space, which no word of
-    `NANOCHAT_PATTERN` reaches across, and each cut is kept like a word. Under any other pattern the whole text is.
+    `NANOCHAT_PATTERN` reaches across, and each cut is kept like a word. Under any other pattern a whole text is one word.
     """
 
     max_words, max_word_length = 2**18, 64  # about 50 MB
@@ -47,9 +47,8 @@ class WordIds(dict):
     def encode(self, text: str) -> bytes:
         """Encode text in which special tokens are only text."""
         if not self.is_nanochat_split:
-            words = [text]
-        else:
-            words = ASCII_WORDS.findall(text) if text.isascii() else WORD_STARTS.split(text)
+            return self[text]
+        words = ASCII_WORDS.findall(text) if text.isascii() else WORD_STARTS.split(text)
         return b"".join(map(self.__getitem__, words))
 
     def __missing__(self, word: str) -> bytes:
@@ -92,11 +91,11 @@ class GPTTokenizer(PreTrainedTokenizerFast):
         """Encode text without special tokens: their text stays text, and nothing is put in front or behind."""
         if not isinstance(text, str):
             raise ValueError(f"expected text to encode, got {describe(text)}")
-        return _to_list(self._word_ids.encode(text), "i")
+        return _to_list(self._word_ids.encode(text))
 
     def encode_special(self, text: str) -> int:
         """Return the id of a special token, or of any other text that is one token."""
-        ids = _to_list(self._markers[text], "i") if text in SPECIAL_TOKENS else self.encode_ordinary(text)
+        ids = _to_list(self._markers[text]) if text in SPECIAL_TOKENS else self.encode_ordinary(text)
         if len(ids) != 1:
             raise ValueError(f"{text!r} is {len(ids)} tokens, expected one. The special tokens are {', '.join(SPECIAL_TOKENS)}")
         return ids[0]
@@ -110,16 +109,14 @@ class GPTTokenizer(PreTrainedTokenizerFast):
 
         Trained: assistant text, python with its markers, `<|assistant_end|>`. Not trained: everything else, tool output included.
         """
-        ids, mask = self.render_to_bytes(check_conversation(conversation), max_tokens)
-        return _to_list(ids, "i"), list(mask)
+        return self._render(check_conversation(conversation), max_tokens)
 
     def render_conversations(self, conversations: list[dict], max_tokens: int | None = 2048) -> dict[str, list[list[int]]]:
         """Render many conversations into the columns `input_ids` and `assistant_masks`."""
         rendered = [self.render_conversation(conversation, max_tokens) for conversation in conversations]
         return {"input_ids": [ids for ids, _ in rendered], "assistant_masks": [mask for _, mask in rendered]}
 
-    def render_to_bytes(self, messages: list[dict], max_tokens: int | None = 2048) -> tuple[bytes, bytes]:
-        """Render checked messages to int32 ids and an int8 mask, as bytes for arrays to be laid over."""
+    def _render(self, messages: list[dict], max_tokens: int | None) -> tuple[list[int], list[int]]:
         markers, encode = self._markers, self._word_ids.encode
         ids, mask = [], []
         for opening, text, closing, trained in conversation_spans(messages):
@@ -127,12 +124,12 @@ class GPTTokenizer(PreTrainedTokenizerFast):
             ids.append(span)
             mask.append((b"\1" if trained else b"\0") * (len(span) // 4))
         cut = None if max_tokens is None else 4 * max_tokens
-        return b"".join(ids)[:cut], b"".join(mask)[:max_tokens]
+        return _to_list(b"".join(ids)[:cut]), list(b"".join(mask)[:max_tokens])
 
     def render_for_completion(self, conversation: dict) -> list[int]:
         """Render a conversation up to where its last assistant message begins: the prompt that asks for that message."""
-        ids, _ = self.render_to_bytes(check_prompt(conversation))
-        return _to_list(ids + self._markers["<|assistant_start|>"], "i")
+        ids, _ = self._render(check_prompt(conversation), max_tokens=2048)
+        return [*ids, self.encode_special("<|assistant_start|>")]
 
     def visualize_tokenization(self, ids: list[int], mask: list[int], with_token_id: bool = False) -> str:
         """Color tokens for a terminal: green where the model is trained, red elsewhere, with gray ids if asked."""
@@ -170,11 +167,15 @@ class GPTTokenizer(PreTrainedTokenizerFast):
             )
         is_batch = bool(conversation) and not isinstance(conversation[0], dict)
         chats = conversation if is_batch else [conversation]
-        rows = [self._render_chat(list(chat), add_generation_prompt, bool(continue_final_message)) for chat in chats]
+        rows = []
+        for index, chat in enumerate(chats):
+            place = f"conversation {index}" if is_batch else ""
+            messages = check_conversation({"messages": list(chat)}, place)
+            rows.append(self._render_chat(messages, add_generation_prompt, bool(continue_final_message)))
         return self._encode_chats(rows, is_batch, **kwargs)
 
     def _render_chat(self, messages: list[dict], is_prompt: bool, is_open: bool) -> tuple[list[int], list[int]]:
-        ids, mask = self.render_conversation({"messages": messages}, max_tokens=None)
+        ids, mask = self._render(messages, max_tokens=None)
         if is_open:  # without the end marker
             return ids[:-1], mask[:-1]
         return ([*ids, self.encode_special("<|assistant_start|>")], [*mask, 0]) if is_prompt else (ids, mask)
@@ -213,5 +214,5 @@ def _pad_mask(mask: list[int], length: int, side: str) -> list[int]:
     return mask + padding if side == "right" else padding + mask
 
 
-def _to_list(data: bytes, typecode: str) -> list[int]:
-    return memoryview(data).cast(typecode).tolist()
+def _to_list(ids: bytes) -> list[int]:
+    return memoryview(ids).cast("i").tolist()
