@@ -50,8 +50,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe = Recipe(*(_build(owner, group, path) for owner, group in zip(ARGUMENTS, groups, strict=True)), folder=Path(path).parent)
     if recipe.data.packing and recipe.training.loss_average == "micro_batch":
         raise RecipeError(f"{path}: loss_average micro_batch has no meaning for packed rows. Set packing: false, or loss_average: token.")
-    for key in ("model_name_or_path", "tokenizer_path"):
-        setattr(recipe.model, key, _beside(recipe.folder, getattr(recipe.model, key)))
+    recipe.model.model_name_or_path = _beside(recipe.folder, recipe.model.model_name_or_path)
+    recipe.model.tokenizer_path = _beside(recipe.folder, recipe.model.tokenizer_path)
+    recipe.data.data_root = _beside(recipe.folder, recipe.data.data_root)
     return recipe
 
 

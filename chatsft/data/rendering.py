@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 
 from chatsft import __version__
-from chatsft.model.tokenization_gpt import GPTTokenizer, check_conversation
+from chatsft.model.tokenization_gpt import ConversationError, GPTTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +48,16 @@ def make_fingerprint(dataset: Dataset, tokenizer: GPTTokenizer, max_length: int)
 
 
 def render_batch(batch: dict[str, list], indices: Sequence[int], tokenizer: GPTTokenizer, max_length: int) -> dict[str, list]:
-    """Render the rows of a batch; arrays instead of lists, because Arrow takes those without a loop."""
+    """Render the rows of a batch."""
     columns = {name: [] for name in RENDERED}
     for row, messages in enumerate(batch["messages"]):
-        checked = check_conversation({"messages": messages}, name_place(batch, row, indices[row]))
-        ids, mask = tokenizer.render_to_bytes(checked, max_tokens=None)
-        columns["input_ids"].append(np.frombuffer(ids, np.int32)[:max_length])
-        columns["assistant_masks"].append(np.frombuffer(mask, np.int8)[:max_length])
-        columns["is_truncated"].append(len(mask) > max_length)
+        try:
+            ids, mask = tokenizer.render_conversation({"messages": messages}, max_tokens=None)
+        except ConversationError as error:
+            raise ConversationError(str(error), name_place(batch, row, indices[row])) from None
+        columns["input_ids"].append(ids[:max_length])
+        columns["assistant_masks"].append(mask[:max_length])
+        columns["is_truncated"].append(len(ids) > max_length)
     return columns
 
 

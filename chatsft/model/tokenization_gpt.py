@@ -1,5 +1,6 @@
 """nanochat's tokenizer and chat format as a transformers tokenizer."""
 
+import pickle
 import re
 from array import array
 from functools import cached_property
@@ -39,7 +40,8 @@ class WordIds(dict):
         self.backend, self.model = backend, backend.model
         self.plain = Tokenizer(backend.model)  # knows no special tokens
         self.plain.pre_tokenizer = backend.pre_tokenizer
-        self.is_nanochat_split = str(backend.pre_tokenizer) == str(byte_level_split(NANOCHAT_PATTERN))
+        # by pickle: as strings, pre-tokenizers leave out the end of a long pattern
+        self.is_nanochat_split = pickle.dumps(backend.pre_tokenizer) == pickle.dumps(byte_level_split(NANOCHAT_PATTERN))
 
     def __reduce__(self):
         return WordIds, (self.backend,)
