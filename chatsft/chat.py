@@ -7,16 +7,15 @@ python -m chatsft.chat CHECKPOINT --prompt "How many r are in strawberry?" --tem
 import argparse
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TextIO
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils.logging import disable_progress_bar
 
 from chatsft.generation.tool_use import generate_completions, max_prompt_tokens
-from chatsft.model.nanochat_checkpoint import is_nanochat_checkpoint
+from chatsft.model.loading import load_chat_model
 from chatsft.model.tokenization_gpt import GPTTokenizer
 
 HELP = """\
@@ -26,7 +25,7 @@ HELP = """\
 
 
 class ChatError(ValueError):
-    """A checkpoint or a message that cannot be used, with what to do about it."""
+    """A message that cannot be answered, with what to do about it."""
 
 
 @dataclass
@@ -174,37 +173,10 @@ def _notice(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def load_checkpoint(checkpoint: str, device: torch.device) -> tuple[PreTrainedModel, GPTTokenizer]:
-    """Load model and tokenizer from a save_pretrained folder or the Hub.
-
-    Raises:
-        ChatError: the folder lacks one of them, the tokenizer is another, or the name is neither a folder nor on the Hub.
-    """
-    if Path(checkpoint).is_dir():
-        _check_folder(Path(checkpoint))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        model = AutoModelForCausalLM.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        raise ChatError(f"{checkpoint} does not load: {error}") from error
-    if not isinstance(tokenizer, GPTTokenizer):
-        raise ChatError(f"{checkpoint} has a {type(tokenizer).__name__}; chatting needs the GPTTokenizer that chatsft.convert writes.")
-    return model.to(device).eval(), tokenizer
-
-
-def _check_folder(folder: Path) -> None:
-    if is_nanochat_checkpoint(folder):
-        raise ChatError(
-            f"{folder} is a nanochat checkpoint. Convert it first: python -m chatsft.convert to-hf {folder} OUT --tokenizer DIR"
-        )
-    for name, part in (("config.json", "model"), ("tokenizer_config.json", "tokenizer")):
-        if not (folder / name).is_file():
-            raise ChatError(f"{folder} holds no {part} ({name} is missing). Give a folder written by save_pretrained, or a Hub id.")
-
-
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="chatsft.chat", description="Chat with a model in the terminal.")
-    parser.add_argument("checkpoint", help="folder written by save_pretrained, or a Hub id")
+    parser.add_argument("checkpoint", help="folder written by save_pretrained, Hub id, or nanochat checkpoint folder")
+    parser.add_argument("--tokenizer_path", help="another tokenizer; for a nanochat checkpoint the folder of tokenizer.pkl")
     parser.add_argument("--prompt", help="answer this once, to stdout, and exit")
     parser.add_argument("--temperature", type=float, default=0.6, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--top_k", type=int, default=50, help="sample among the most likely tokens, 0 is all (default: %(default)s)")
@@ -231,17 +203,18 @@ def _usable_device(name: str) -> torch.device:
 def main(argv: list[str] | None = None) -> int:
     options = parse_arguments(argv)
     disable_progress_bar()
+    dtype = torch.bfloat16 if options.device.type == "cuda" else torch.float32
     try:
-        model, tokenizer = load_checkpoint(options.checkpoint, options.device)
+        model, tokenizer = load_chat_model(options.checkpoint, options.tokenizer_path, device=options.device, dtype=dtype)
         conversation = Conversation(tokenizer, max_prompt_tokens(model.config, options.max_new_tokens))
         chat = Chat(model, conversation, options)
         if options.prompt is None:
             chat.run()
         else:
             chat.answer(options.prompt)
-    except ChatError as error:
-        _notice(f"chatsft.chat: {error}")
-        return 1
+    except (ValueError, OSError) as error:
+        _notice(f"error: {error}")
+        return 2
     return 0
 
 

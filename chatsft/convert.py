@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         convert_to_hf(arguments.checkpoint, arguments.out, arguments.tokenizer, arguments.step, DTYPES[arguments.dtype])
     except (ValueError, OSError) as error:
-        print(f"chatsft.convert: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(f"Wrote {arguments.out}")
     return 0

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from chatsft.evaluation import EvaluationOptions, TaskReport, chatcore, evaluate_task
 from chatsft.evaluation.statistics import BASELINES
-from chatsft.model.nanochat_checkpoint import is_nanochat_checkpoint
+from chatsft.model.loading import load_chat_model
 from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.tasks import Task, create_task
 from chatsft.tasks.registry import find_task, list_options
@@ -27,7 +27,8 @@ SPELLINGBEE_SIZE = 256
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="chatsft.eval", description="Evaluate a model on chat tasks.")
-    parser.add_argument("checkpoint", help="folder written by save_pretrained, or a Hub id")
+    parser.add_argument("checkpoint", help="folder written by save_pretrained, Hub id, or nanochat checkpoint folder")
+    parser.add_argument("--tokenizer_path", help="another tokenizer; for a nanochat checkpoint the folder of tokenizer.pkl")
     parser.add_argument("--tasks", nargs="+", default=list(BASELINES), help=f"task names, also 'A|B|C' (default: {' '.join(BASELINES)})")
     parser.add_argument("--data_root", help="folder with the tasks' data as files; without it they come from the Hub")
     parser.add_argument("--max_problems", type=_positive, help="only the first problems of each task")
@@ -61,18 +62,11 @@ def create_tasks(names: list[str], data_root: str | None) -> dict[str, Task]:
     return tasks
 
 
-def load_checkpoint(checkpoint: str) -> tuple[PreTrainedModel, GPTTokenizer]:
+def load_model(arguments: argparse.Namespace) -> tuple[PreTrainedModel, GPTTokenizer]:
     """Load model and tokenizer onto this rank's device, in bfloat16 on CUDA as nanochat evaluates."""
-    if is_nanochat_checkpoint(checkpoint):
-        raise ValueError(
-            f"{checkpoint} is a nanochat checkpoint. Convert it first: python -m chatsft.convert to-hf {checkpoint} OUT --tokenizer DIR"
-        )
     device = PartialState(cpu=not torch.accelerator.is_available()).device
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    if not isinstance(tokenizer, GPTTokenizer):
-        raise ValueError(f"{checkpoint} has a {type(tokenizer).__name__}, expected the GPTTokenizer that chatsft.convert writes.")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).to(device), tokenizer
+    return load_chat_model(arguments.checkpoint, arguments.tokenizer_path, device=device, dtype=dtype)
 
 
 def format_table(reports: list[TaskReport]) -> str:
@@ -122,7 +116,7 @@ def _positive(text: str) -> int:
 def run(arguments: argparse.Namespace) -> list[TaskReport]:
     """Evaluate task by task, and save after each so that a run cut short keeps what it has."""
     tasks = create_tasks(arguments.tasks, arguments.data_root)
-    model, tokenizer = load_checkpoint(arguments.checkpoint)
+    model, tokenizer = load_model(arguments)
     reports = []
     for name, task in tasks.items():
         report = evaluate_task(name, task, model, tokenizer, _options(arguments))
@@ -138,8 +132,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         reports = run(arguments)
     except (ValueError, OSError, NotImplementedError) as error:
-        print(f"chatsft.eval: {error}", file=sys.stderr)
-        return 1
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     PartialState().print(format_table(reports))
     return 0
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import chatsft.chat
-from chatsft.chat import Chat, ChatError, ConsoleStreamer, Conversation, load_checkpoint, main, parse_arguments
+from chatsft.chat import Chat, ConsoleStreamer, Conversation, main, parse_arguments
+from chatsft.model.loading import load_chat_model
 from chatsft.model.nanochat_checkpoint import load_nanochat_model
 from chatsft.model.nanochat_tokenizer import load_nanochat_tokenizer
 from chatsft.model.tokenization_gpt import GPTTokenizer
@@ -99,7 +100,7 @@ def test_the_turns_of_a_chat_are_the_context_of_the_next(checkpoint, monkeypatch
     )
     type_lines(monkeypatch, "/system Be brief.", QUESTION, "and now?")
     assert main([checkpoint, "--temperature", "0", "--max_new_tokens", "40"]) == 0
-    tokenizer = load_checkpoint(checkpoint, torch.device("cpu"))[1]
+    tokenizer = load_chat_model(checkpoint, device=torch.device("cpu"), dtype=torch.float32)[1]
     row = next(row for row in SHORT if row["question"] == QUESTION)
     first = tokenizer.render_for_completion(
         {"messages": [{"role": "user", "content": f"Be brief.\n\n{QUESTION}"}, {"role": "assistant", "content": ""}]}
@@ -120,7 +121,7 @@ def test_control_tokens_typed_by_the_user_stay_text(tokenizer):
 
 
 def test_a_conversation_beyond_the_context_forgets_its_oldest_turns(checkpoint, capsys):
-    model, tokenizer = load_checkpoint(checkpoint, torch.device("cpu"))
+    model, tokenizer = load_chat_model(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
     options = parse_arguments([checkpoint, "--temperature", "0", "--max_new_tokens", "2"])
     conversation = Conversation(tokenizer, max_tokens=60, system="S")
     conversation.turns = [("first", [7] * 30), ("second", [7] * 30), ("third", [7])]
@@ -132,8 +133,8 @@ def test_a_conversation_beyond_the_context_forgets_its_oldest_turns(checkpoint, 
 
 def test_a_message_beyond_the_context_is_refused_and_the_chat_goes_on(checkpoint, monkeypatch, capsys):
     long = "word " * 300
-    assert main([checkpoint, "--prompt", long]) == 1
-    assert "The message takes" in capsys.readouterr().err
+    assert main([checkpoint, "--prompt", long]) == 2
+    assert "error: The message takes" in capsys.readouterr().err
     type_lines(monkeypatch, long, QUESTION)
     assert main([checkpoint, "--temperature", "0"]) == 0
     captured = capsys.readouterr()
@@ -190,26 +191,18 @@ def test_bytes_that_are_no_character_are_written_too(tokenizer):
     assert stream(tokenizer, broken) == ["\ufffd", "\n"]
 
 
-def test_what_does_not_load_is_named(checkpoint, tokenizer, tmp_path, capsys):
-    config = (Path(checkpoint) / "config.json").read_text()
-    assert main([str(tmp_path)]) == 1
-    assert f"{tmp_path} holds no model (config.json is missing)" in capsys.readouterr().err
-    (tmp_path / "config.json").write_text(config)
-    assert main([str(tmp_path)]) == 1
-    assert "holds no tokenizer (tokenizer_config.json is missing)" in capsys.readouterr().err
-    tokenizer.save_pretrained(tmp_path)
-    assert main([str(tmp_path)]) == 1
-    assert f"{tmp_path} does not load" in capsys.readouterr().err
+def test_a_nanochat_checkpoint_answers_with_a_tokenizer_path(capsys):
+    arguments = [str(GEN_MODEL), "--tokenizer_path", str(TOKENIZER), "--prompt", QUESTION, "--temperature", "0"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == ANSWER
 
 
-def test_a_nanochat_checkpoint_is_told_how_to_be_converted():
-    with pytest.raises(ChatError, match=r"python -m chatsft.convert to-hf"):
-        load_checkpoint(str(GEN_MODEL), torch.device("cpu"))
-
-
-def test_a_name_that_is_nowhere_does_not_load(capsys):
-    assert main(["no/such-model"]) == 1
-    assert "no/such-model does not load" in capsys.readouterr().err
+def test_what_does_not_load_is_one_line_and_exit_code_2(tmp_path, capsys):
+    for name, problem in ((str(GEN_MODEL), "holds no tokenizer. Set tokenizer_path"), (str(tmp_path), "holds neither config.json")):
+        assert main([name]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {name} ")
+        assert problem in line
 
 
 @pytest.mark.parametrize("options", [["--temperature", "-1"], ["--top_k", "-1"], ["--max_new_tokens", "0"], ["--device", "abacus"]])

@@ -95,14 +95,18 @@ def test_samples_add_pass_at_k_to_the_table(checkpoint, data_root, capsys):
     ],
 )
 def test_a_task_that_cannot_run_is_an_error_before_the_model_loads(data_root, capsys, tasks, message):
-    assert evaluation_program.main(["no/such/model", "--tasks", *tasks, "--data_root", data_root]) == 1
-    assert message in capsys.readouterr().err
+    assert evaluation_program.main(["no/such/model", "--tasks", *tasks, "--data_root", data_root]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
 
 
-def test_a_nanochat_checkpoint_is_told_how_to_convert(data_root, capsys):
-    folder = str(FIXTURES / "engine/gen_model")
-    assert evaluation_program.main([folder, "--tasks", "ARC-Easy", "--data_root", data_root]) == 1
-    assert "chatsft.convert to-hf" in capsys.readouterr().err
+def test_a_nanochat_checkpoint_gives_the_same_answers_with_a_tokenizer_path(data_root, capsys):
+    arguments = [str(FIXTURES / "engine/gen_model"), "--tasks", "ARC-Easy", "--data_root", data_root]
+    assert evaluation_program.main([*arguments, "--tokenizer_path", str(FIXTURES / "evaluation/tokenizer")]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["ARC-Easy", "0.1111"]
+    assert evaluation_program.main(arguments) == 2
+    assert "holds no tokenizer. Set tokenizer_path" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [["--temperature", "-1"], ["--batch_size", "0"], ["--max_problems", "none"]])

@@ -81,6 +81,8 @@ def check_conversation(conversation: dict, place: str = "") -> list[dict]:
     if not isinstance(messages, list):
         raise ConversationError(f"messages is {describe(messages)}, expected a list", place)
     for index, (message, role) in enumerate(zip(messages, _expected_roles(messages), strict=True)):
+        if isinstance(message, dict) and message.get("role") == role and isinstance(message.get("content"), str):
+            continue
         problem = _message_problem(message, role)
         if problem:
             raise ConversationError(f"message {index} {problem}", place)

@@ -444,6 +444,11 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
+    def _loss_alone(self, hidden_states, shift_labels, supervised_positions, num_items_in_batch) -> torch.Tensor:
+        softcap = self.config.final_logit_softcapping
+        loss = supervised_loss(hidden_states, self.lm_head.weight, shift_labels, softcap, supervised_positions)
+        return loss / ((shift_labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+
     def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         logits, cap = self.lm_head(hidden_states).float(), self.config.final_logit_softcapping
         return logits if cap is None else cap * torch.tanh(logits / cap)

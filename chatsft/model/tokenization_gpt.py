@@ -37,7 +37,7 @@ class WordIds(dict):
 
     def __init__(self, backend: Tokenizer):
         super().__init__()
-        self.backend, self.model = backend, backend.model
+        self.backend, self.tokenize = backend, backend.model.tokenize
         self.plain = Tokenizer(backend.model)  # knows no special tokens
         self.plain.pre_tokenizer = backend.pre_tokenizer
         # by pickle: as strings, pre-tokenizers leave out the end of a long pattern
@@ -49,24 +49,41 @@ class WordIds(dict):
     def encode(self, text: str) -> bytes:
         """Encode text in which special tokens are only text."""
         if not self.is_nanochat_split:
-            return self[text]
-        words = ASCII_WORDS.findall(text) if text.isascii() else WORD_STARTS.split(text)
-        return b"".join(map(self.__getitem__, words))
+            return self._encode_any(text)
+        if text.isascii():
+            return b"".join(map(self.__getitem__, ASCII_WORDS.findall(text)))
+        return b"".join(map(self._encode_cut, WORD_STARTS.split(text)))
 
     def __missing__(self, word: str) -> bytes:
-        if not word.isascii() or not self.is_nanochat_split:  # tiktoken joins surrogate pairs and replaces lone ones
-            text = word.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            ids = array("i", self.plain.encode_batch_fast([text], add_special_tokens=False)[0].ids).tobytes()
-        elif len(words := ASCII_WORDS.findall(word)) > 1:
-            ids = b"".join(map(self.__getitem__, words))
-        else:
-            spelled = word.replace(" ", "Ġ") if word.isprintable() else word.translate(BYTE_CHARACTERS)
-            ids = array("i", [token.id for token in self.model.tokenize(spelled)]).tobytes()
-        if len(word) <= self.max_word_length:
-            if len(self) >= self.max_words:
-                self.clear()
-            self[word] = ids
+        """Encode and keep a single ASCII word."""
+        spelled = word.replace(" ", "Ġ") if word.isprintable() else word.translate(BYTE_CHARACTERS)
+        ids = self[word] = array("i", [token.id for token in self.tokenize(spelled)]).tobytes()
+        if len(word) > self.max_word_length or len(self) > self.max_words:
+            self._forget(word)
         return ids
+
+    def _encode_cut(self, cut: str) -> bytes:
+        ids = self.get(cut)
+        if ids is not None:
+            return ids
+        if cut.isascii():
+            return b"".join(map(self.__getitem__, ASCII_WORDS.findall(cut)))
+        ids = self[cut] = self._encode_any(cut)
+        if len(cut) > self.max_word_length or len(self) > self.max_words:
+            self._forget(cut)
+        return ids
+
+    def _encode_any(self, text: str) -> bytes:
+        """Encode by the backend, after joining surrogate pairs and replacing lone ones as tiktoken does."""
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return array("i", self.plain.encode_batch_fast([text], add_special_tokens=False)[0].ids).tobytes()
+
+    def _forget(self, word: str) -> None:
+        """Drop a word that is too long to come again, or all of them where there are too many."""
+        if len(word) > self.max_word_length:
+            del self[word]
+        else:
+            self.clear()
 
 
 class GPTTokenizer(PreTrainedTokenizerFast):

@@ -1,0 +1,136 @@
+"""Every way to name a model gives the same model and tokenizer, and what cannot be loaded says what to do."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+import chatsft  # noqa: F401, registers the Auto classes
+from chatsft.convert import convert_to_hf
+from chatsft.model.loading import LoadingError, load_chat_model, load_tokenizer
+from chatsft.model.tokenization_gpt import GPTTokenizer
+from tests.model.oracle import FIXTURES
+
+TOKENIZERS = FIXTURES / "tokenizer"
+CHECKPOINT, TOKENIZER = str(FIXTURES / "model_v1" / "mha"), str(TOKENIZERS / "v1_512")
+PLACE = {"device": torch.device("cpu"), "dtype": torch.float32}
+CONVERSATION = {"messages": [{"role": "user", "content": "What is 2 + 3?"}, {"role": "assistant", "content": "5"}]}
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("converted") / "model"
+    convert_to_hf(CHECKPOINT, out, TOKENIZER)
+    return out
+
+
+@pytest.fixture
+def copy(converted, tmp_path) -> Path:
+    return shutil.copytree(converted, tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "tokenizer"),
+    [(FIXTURES / "model_v1" / "mha", TOKENIZERS / "v1_512"), (FIXTURES / "model_v2", TOKENIZERS / "v2_4090")],
+    ids=["2025", "2026"],
+)
+def test_a_nanochat_folder_gives_the_logits_of_its_conversion(checkpoint, tokenizer, tmp_path):
+    convert_to_hf(checkpoint, tmp_path / "out", tokenizer)
+    direct, direct_tokenizer = load_chat_model(str(checkpoint), str(tokenizer), **PLACE)
+    model, converted_tokenizer = load_chat_model(str(tmp_path / "out"), **PLACE)
+    ids, mask = converted_tokenizer.render_conversation(CONVERSATION)
+    assert direct_tokenizer.render_conversation(CONVERSATION) == (ids, mask)
+    assert torch.equal(direct(torch.tensor([ids])).logits, model(torch.tensor([ids])).logits)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        assert direct.generation_config.to_dict()[name] == model.generation_config.to_dict()[name]
+
+
+def test_a_chat_model_is_in_evaluation_mode_and_of_the_dtype_asked_for(converted):
+    for path, tokenizer_path in ((str(converted), None), (CHECKPOINT, TOKENIZER)):
+        model, tokenizer = load_chat_model(path, tokenizer_path, device=torch.device("cpu"), dtype=torch.bfloat16)
+        assert not model.training
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+        assert type(tokenizer) is GPTTokenizer
+
+
+def test_a_saved_model_takes_its_tokenizer_from_a_tokenizer_pkl_or_a_saved_one(converted, copy):
+    (copy / "tokenizer_config.json").unlink()
+    for tokenizer_path in (TOKENIZER, str(converted)):
+        _, tokenizer = load_chat_model(str(copy), tokenizer_path, **PLACE)
+        assert tokenizer.get_vocab() == load_tokenizer(str(converted)).get_vocab()
+
+
+def test_the_tokenizer_loads_without_a_model(copy):
+    (copy / "model.safetensors").unlink()
+    expected = load_tokenizer(CHECKPOINT, TOKENIZER).render_conversation(CONVERSATION)
+    assert load_tokenizer(str(copy)).render_conversation(CONVERSATION) == expected
+
+
+def fails(path: str | Path, tokenizer_path: str | Path | None = None) -> str:
+    with pytest.raises(LoadingError) as raised:
+        load_chat_model(str(path), tokenizer_path and str(tokenizer_path), **PLACE)
+    return str(raised.value)
+
+
+def test_a_nanochat_folder_needs_a_tokenizer_path():
+    assert fails(CHECKPOINT) == (
+        f"{CHECKPOINT} is a nanochat checkpoint, which holds no tokenizer. Set tokenizer_path to the folder of tokenizer.pkl."
+    )
+
+
+def test_a_tokenizer_beyond_the_vocabulary_is_refused(converted):
+    for path in (CHECKPOINT, converted):
+        message = fails(path, TOKENIZERS / "v2_4090")
+        assert message.startswith(f"The tokenizer has 4090 tokens, but {path} has embeddings for 512.")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    assert fails(tmp_path / "gone") == f"{tmp_path / 'gone'} is not a folder. Name a saved model, a nanochat checkpoint folder or a Hub id."
+    assert fails(CHECKPOINT, tmp_path / "gone").startswith(f"{tmp_path / 'gone'} is not a folder. Name a folder with a tokenizer")
+
+
+def test_a_file_is_told_to_be_its_folder(tmp_path):
+    assert " is not a folder." in fails(FIXTURES / "model_v1" / "mha" / "model_000000.pt", TOKENIZER)
+    assert " is not a folder." in fails(CHECKPOINT, TOKENIZERS / "v1_512" / "tokenizer.pkl")
+
+
+def test_a_folder_without_model_and_tokenizer_says_what_is_looked_for(tmp_path):
+    assert fails(tmp_path) == f"{tmp_path} holds neither config.json (a saved model) nor model_<step>.pt (a nanochat checkpoint)."
+    assert fails(CHECKPOINT, tmp_path).startswith(f"{tmp_path} holds no tokenizer: neither tokenizer_config.json nor tokenizer.pkl.")
+
+
+def test_a_saved_model_without_tokenizer_is_refused_before_its_weights_are_read(copy):
+    (copy / "tokenizer_config.json").unlink()
+    (copy / "model.safetensors").unlink()
+    assert fails(copy).startswith(f"{copy} holds no tokenizer")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_file_is_an_error_of_the_same_type(copy, name):
+    (copy / name).write_text("{")
+    assert fails(copy).startswith(f"{copy} does not load: ")
+
+
+def test_a_damaged_nanochat_file_is_an_error_of_the_same_type(tmp_path):
+    shutil.copytree(CHECKPOINT, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model_000000.pt").write_bytes(b"PK")
+    (tmp_path / "tokenizer.pkl").write_bytes(b"junk")
+    assert "is damaged" in fails(tmp_path, TOKENIZER)
+    assert "not a readable pickle" in fails(CHECKPOINT, tmp_path)
+
+
+def test_a_name_that_is_nowhere_does_not_load():
+    assert fails("no/such-model").startswith("no/such-model does not load: ")
+
+
+def test_another_class_of_tokenizer_is_refused_before_the_weights_are_read(copy):
+    words = WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]")
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), unk_token="[UNK]").save_pretrained(copy)
+    (copy / "model.safetensors").unlink()
+    message = fails(copy)
+    assert message.startswith(f"{copy} has a ")
+    assert "which does not know nanochat's chat format. Set tokenizer_path" in message
