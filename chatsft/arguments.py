@@ -94,6 +94,7 @@ class ChatArguments(TrainingArguments):
     train_sampling_strategy: str = "sequential"
     remove_unused_columns: bool = False
     logging_nan_inf_filter: bool = False
+    ddp_find_unused_parameters: bool | None = False
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
     num_train_epochs: float = 1.0
     logging_steps: float = 1

@@ -244,4 +244,4 @@ def test_the_bundled_base_model_is_a_trained_model_in_the_current_format():
     ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode_ordinary(text)]])
     assert model(ids, labels=ids).loss.item() < 3.3  # ln(4096) = 8.3 untrained
     assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
-    assert set(FILES) | {"README.md"} == {path.name for path in folder.iterdir()}
+    assert set(FILES) | {"README.md"} <= {path.name for path in folder.iterdir()}
