@@ -430,8 +430,7 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             )
             loss = loss / ((shift_labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
         else:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
-            logits = self._logits(hidden_states if isinstance(kept, int) else hidden_states[:, kept])
+            logits = self._logits(hidden_states, logits_to_keep)
             if shift_labels is not None:
                 loss = self.loss_function(
                     logits, None, self.vocab_size, num_items_in_batch=num_items_in_batch, shift_labels=shift_labels.contiguous()
@@ -449,8 +448,9 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         loss = supervised_loss(hidden_states, self.lm_head.weight, shift_labels, softcap, supervised_positions)
         return loss / ((shift_labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
 
-    def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        logits, cap = self.lm_head(hidden_states).float(), self.config.final_logit_softcapping
+    def _logits(self, hidden_states: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor:
+        kept_states = hidden_states[:, slice(-kept, None) if isinstance(kept, int) else kept]
+        logits, cap = self.lm_head(kept_states).float(), self.config.final_logit_softcapping
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
@@ -467,11 +467,10 @@ def _compute_dtype(hidden_states: torch.Tensor) -> torch.dtype:
 
 def _positions(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None) -> torch.Tensor:
     """Count positions from the cached length, or from the first real token where a 2D mask says which tokens are real."""
-    length = hidden_states.shape[1]
     if _is_padding_mask(attention_mask):
-        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -hidden_states.shape[1] :]
     seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-    return (torch.arange(length, device=hidden_states.device) + seen)[None]
+    return (torch.arange(hidden_states.shape[1], device=hidden_states.device) + seen)[None]
 
 
 def _restarts(position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> bool:
@@ -504,8 +503,7 @@ def _exchange_last_ids(cache: Cache, input_ids: torch.Tensor, attention_mask: to
     if len(cache.layers) == layer_idx:
         static = isinstance(cache.layers[0], StaticLayer)
         cache.layers.append(StaticLayer(max_cache_len=cache.layers[0].max_cache_len) if static else DynamicLayer())
-    while len(cache.layers) <= layer_idx:
-        cache.layers.append(DynamicLayer())
+    cache.layers.extend(DynamicLayer() for _ in range(layer_idx + 1 - len(cache.layers)))
     layer, last_ids = cache.layers[layer_idx], None
     seen = layer.get_seq_length()
     if isinstance(seen, torch.Tensor):
