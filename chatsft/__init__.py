@@ -16,4 +16,10 @@ AutoModel.register(GPTConfig, GPTModel)
 AutoModelForCausalLM.register(GPTConfig, GPTForCausalLM)
 AutoTokenizer.register(GPTConfig, fast_tokenizer_class=GPTTokenizer)
 
+# saved models bring their code along, for processes without this package
+GPTConfig.register_for_auto_class()
+GPTModel.register_for_auto_class("AutoModel")
+GPTForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+GPTTokenizer.register_for_auto_class()
+
 __all__ = ["ConversationError", "GPTConfig", "GPTForCausalLM", "GPTModel", "GPTTokenizer"]

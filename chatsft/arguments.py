@@ -1,12 +1,18 @@
 """The arguments of a run, which are also the keys of a recipe."""
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, fields
 
+from huggingface_hub import constants, get_token
 from transformers import TrainingArguments
 
 
 class RecipeError(ValueError):
     """Settings that cannot be run, with the key at fault and what to do."""
+
+
+ADAPTER_KEYS = ("trainable_token_indices", "use_dora", "load_in_4bit", "merge_adapter")
+"""Keys beside lora_* that mean nothing without an adapter."""
 
 
 @dataclass
@@ -16,12 +22,40 @@ class ModelArguments:
     Args:
         model_name_or_path: a save_pretrained folder, a Hub id, or a nanochat checkpoint folder.
         tokenizer_path: a tokenizer of its own; needed for a nanochat checkpoint (the folder of tokenizer.pkl).
-        attn_implementation: attention backend; by default "varlen" when packing and "sdpa" otherwise.
+        attn_implementation: attention backend; by default "varlen" when packing and "sdpa" otherwise, where the model allows it.
+        lora_r: rank of a LoRA adapter, trained in place of the weights; None trains the weights.
+        lora_alpha: scale of the adapter, which counts lora_alpha / lora_r.
+        lora_dropout: dropout before the adapter.
+        lora_target_modules: modules that get one, by the ends of their names; by default every linear layer but the head.
+        lora_modules_to_save: modules trained in full beside it, as embed_tokens and lm_head.
+        trainable_token_indices: tokens, as ids or text, whose embeddings are trained beside it.
+        use_dora: learn magnitude and direction apart (DoRA).
+        load_in_4bit: hold the base in four bits (QLoRA); needs bitsandbytes.
+        merge_adapter: save the model with the adapter merged in too, in output_dir/merged.
     """
 
     model_name_or_path: str
     tokenizer_path: str | None = None
     attn_implementation: str | None = None
+    lora_r: int | None = None
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    lora_target_modules: list | str | None = None
+    lora_modules_to_save: list | None = None
+    trainable_token_indices: list | None = None
+    use_dora: bool = False
+    load_in_4bit: bool = False
+    merge_adapter: bool = False
+
+    def __post_init__(self):
+        if self.lora_r is None:
+            idle = [name for name in _changed(self) if "lora" in name or name in ADAPTER_KEYS]
+            if idle:
+                raise RecipeError(f"{', '.join(idle)} has no effect without an adapter. Set lora_r, its rank, to 16 for example.")
+        elif self.lora_r < 1:
+            raise RecipeError(f"lora_r is {self.lora_r}; it must be at least 1.")
+        if self.merge_adapter and self.load_in_4bit:
+            raise RecipeError("merge_adapter cannot merge into a base of four bits. Leave one of merge_adapter and load_in_4bit out.")
 
 
 @dataclass
@@ -70,7 +104,8 @@ class ChatArguments(TrainingArguments):
         matrix_lr: rate of the matrices.
         embedding_lr: rate of the embedding, scaled by (width / 768) ** -0.5; value embeddings get half of it.
         unembedding_lr: rate of the head, scaled likewise.
-        scalar_lr: rate of the 2026 scalars.
+        lora_optimizer: the optimizer of an adapter in place of `optimizer`; Muon only if asked for here.
+        scalar_lr: rate of the 2026 scalars; norms and biases of other models, and magnitudes of DoRA, get 0.01 of it.
         init_lr_frac: factor on every rate.
         warmdown_ratio: share of the updates over which the rates fall; 1 is nanochat's linear decay of 2025.
         final_lr_frac: what the rates fall to.
@@ -80,6 +115,7 @@ class ChatArguments(TrainingArguments):
     """
 
     optimizer: str = "muon_2025"
+    lora_optimizer: str = "adamw"
     matrix_lr: float = 0.02
     embedding_lr: float = 0.2
     unembedding_lr: float = 0.004
@@ -106,7 +142,36 @@ class ChatArguments(TrainingArguments):
         self.compile_layers, self.torch_compile = self.torch_compile, False
         super().__post_init__()
         _check_choice("optimizer", self.optimizer, ("muon_2025", "muon_2026", "adamw"))
+        _check_choice("lora_optimizer", self.lora_optimizer, ("muon_2025", "muon_2026", "adamw"))
         _check_choice("loss_average", self.loss_average, ("token", "micro_batch"))
+        if self.per_device_train_batch_size < 1:
+            raise RecipeError(f"per_device_train_batch_size is {self.per_device_train_batch_size}; it must be at least 1.")
+        if self.label_smoothing_factor:
+            raise RecipeError("label_smoothing_factor is set, but the loss on trained positions is not smoothed. Leave it out.")
+        if self.push_to_hub:
+            _check_hub(self)
+
+    @property
+    def n_gpu(self) -> int:
+        """Use one GPU per process: DataParallel would cut packed rows apart. `accelerate launch` takes the others."""
+        return min(super().n_gpu, 1)
+
+
+def _changed(arguments: ModelArguments) -> list[str]:
+    """List the settings that are not at their defaults."""
+    return [entry.name for entry in fields(arguments) if getattr(arguments, entry.name) != entry.default]
+
+
+def _check_hub(args: ChatArguments) -> None:
+    """Find out before hours of training what the upload at their end would lack."""
+    if args.hub_model_id is None:
+        raise RecipeError("push_to_hub is set, but not where to. Set hub_model_id to a name on the Hub, as you/your-model.")
+    if constants.HF_HUB_OFFLINE:
+        raise RecipeError("push_to_hub is set, but HF_HUB_OFFLINE keeps this process off the Hub. Unset one of them.")
+    if args.hub_token is not None:  # Trainer uploads its arguments, so the token goes another way
+        os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
+    if get_token() is None:
+        raise RecipeError("push_to_hub is set, but there is no token to write with. Run hf auth login, set HF_TOKEN, or set hub_token.")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

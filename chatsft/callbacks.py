@@ -34,8 +34,8 @@ def log_line(global_step: int, logs: dict) -> str | None:
 
 
 class FinalEvaluation(TrainerCallback):
-    """Evaluate after the last update too, wherever eval_steps falls."""
+    """Evaluate after the last update too, wherever eval_steps falls; by epochs Trainer does so itself."""
 
     def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        if args.eval_strategy != "no" and state.global_step >= state.max_steps:
+        if args.eval_strategy == "steps" and state.global_step >= state.max_steps:
             control.should_evaluate = True

@@ -9,6 +9,7 @@ VERBS = {
     "train": "fine-tune a base model into a chat model",
     "eval": "evaluate a model on chat tasks",
     "chat": "talk to a model",
+    "serve": "serve a model over HTTP",
     "convert": "convert models between nanochat and transformers",
     "preview": "show what a recipe trains on",
 }

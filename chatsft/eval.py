@@ -18,6 +18,7 @@ from chatsft.evaluation import EvaluationOptions, TaskReport, chatcore, evaluate
 from chatsft.evaluation.statistics import BASELINES
 from chatsft.model.loading import load_chat_model
 from chatsft.model.tokenization_gpt import GPTTokenizer
+from chatsft.model_card import CARD_FILE, add_results
 from chatsft.tasks import Task, create_task
 from chatsft.tasks.registry import find_task, list_options
 
@@ -38,9 +39,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_new_tokens", type=_positive, default=DEFAULTS.max_new_tokens, help="longest answer (default: %(default)s)")
     parser.add_argument("--num_samples", type=_positive, default=DEFAULTS.num_samples, help="answers per problem (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="write the results, with every prompt, answer and verdict, to this JSON file")
+    parser.add_argument("--update_card", action="store_true", help="put the accuracies into the model card in CHECKPOINT")
     arguments = parser.parse_args(argv)
     if arguments.temperature < 0 or arguments.top_k < 0:
         parser.error("--temperature and --top_k may be 0 or more")
+    if arguments.update_card and not (Path(arguments.checkpoint) / CARD_FILE).is_file():
+        parser.error(f"--update_card: {arguments.checkpoint} holds no model card ({CARD_FILE})")
     return arguments
 
 
@@ -135,6 +139,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     PartialState().print(format_table(reports))
+    if arguments.update_card and PartialState().is_main_process:
+        add_results(arguments.checkpoint, {report.task: report.accuracy for report in reports})
     return 0
 
 

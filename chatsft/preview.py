@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 import datasets
+from transformers import PreTrainedTokenizerBase
 
 from chatsft.data.mixture import load_mixture
-from chatsft.data.rendering import render_dataset
-from chatsft.model.loading import load_tokenizer
+from chatsft.data.rendering import conversation_renderer, render_dataset
+from chatsft.model.loading import load_any_tokenizer
 from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.recipe import Recipe, load_recipe
 
@@ -46,7 +47,7 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
 def preview(recipe: Recipe, num: int, stats: bool) -> None:
     """Print the first conversations of the training mixture and, if asked, the table of its sources."""
     data = recipe.data
-    tokenizer = load_tokenizer(recipe.model.model_name_or_path, recipe.model.tokenizer_path)
+    tokenizer = load_any_tokenizer(recipe.model.model_name_or_path, recipe.model.tokenizer_path)
     mixture = load_mixture(data.train_mixture, data_root=data.data_root, folders=(recipe.folder, "."), order=data.mixture_order)
     shown = mixture if stats else mixture.select(range(min(num, len(mixture))))
     rendered = render_dataset(shown, tokenizer, data.max_length, num_proc=data.dataset_num_proc)
@@ -56,10 +57,10 @@ def preview(recipe: Recipe, num: int, stats: bool) -> None:
         print(format_table(count_by_source(mixture, rendered, tokenizer, data.max_length)))
 
 
-def format_conversation(row: dict, tokenizer: GPTTokenizer) -> str:
+def format_conversation(row: dict, tokenizer: PreTrainedTokenizerBase) -> str:
     """Write where a rendered conversation comes from, its size, and its tokens in color."""
     ids, mask = row["input_ids"], row["assistant_masks"]
-    return f"{row['origin']}, {len(ids)} tokens, {sum(mask)} trained\n{tokenizer.visualize_tokenization(ids, mask)}"
+    return f"{row['origin']}, {len(ids)} tokens, {sum(mask)} trained\n{GPTTokenizer.visualize_tokenization(tokenizer, ids, mask)}"
 
 
 @dataclass
@@ -76,7 +77,9 @@ class Counts:
         return Counts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
-def count_by_source(mixture: datasets.Dataset, rendered: datasets.Dataset, tokenizer: GPTTokenizer, max_length: int) -> dict[str, Counts]:
+def count_by_source(
+    mixture: datasets.Dataset, rendered: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> dict[str, Counts]:
     """Count what training sees of every source, the largest first."""
     counts = defaultdict(Counts)
     for conversation, row in zip(mixture, rendered.with_format("numpy"), strict=True):
@@ -87,9 +90,9 @@ def count_by_source(mixture: datasets.Dataset, rendered: datasets.Dataset, token
     return dict(sorted(counts.items(), key=lambda item: -item[1].tokens))
 
 
-def is_longer(messages: list[dict], tokenizer: GPTTokenizer, max_length: int) -> bool:
+def is_longer(messages: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int) -> bool:
     """Tell whether a conversation has more than `max_length` tokens."""
-    ids, _ = tokenizer.render_conversation({"messages": messages}, max_length + 1)
+    ids, _ = conversation_renderer(tokenizer)({"messages": messages})
     return len(ids) > max_length
 
 

@@ -24,12 +24,13 @@ ARGUMENTS = (ModelArguments, DataArguments, ChatArguments)
 
 
 class Recipe(typing.NamedTuple):
-    """The arguments of a run and the folder its recipe lies in."""
+    """The arguments of a run, the folder its recipe lies in, and what was set, overrides included."""
 
     model: ModelArguments
     data: DataArguments
     training: ChatArguments
     folder: Path
+    settings: dict
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -47,7 +48,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             raise RecipeError(f"{path}: unknown key {name!r}." + (f" Did you mean {nearest[0]!r}?" if nearest else ""))
     groups = [{name: value for name, value in settings.items() if known[name] is owner} for owner in ARGUMENTS]
-    recipe = Recipe(*(_build(owner, group, path) for owner, group in zip(ARGUMENTS, groups, strict=True)), folder=Path(path).parent)
+    arguments = (_build(owner, group, path) for owner, group in zip(ARGUMENTS, groups, strict=True))
+    recipe = Recipe(*arguments, folder=Path(path).parent, settings=settings)
     if recipe.data.packing and recipe.training.loss_average == "micro_batch":
         raise RecipeError(f"{path}: loss_average micro_batch has no meaning for packed rows. Set packing: false, or loss_average: token.")
     recipe.model.model_name_or_path = _beside(recipe.folder, recipe.model.model_name_or_path)
@@ -70,7 +72,10 @@ def parse_overrides(tokens: Sequence[str]) -> dict:
             raise RecipeError(f"Cannot read the override {word!r}. Write key=value or --key value.")
         if not equals:
             value = tokens.pop(0) if tokens and not tokens[0].startswith("--") and "=" not in tokens[0] else "true"
-        settings[name] = yaml.load(value, Loader=RecipeLoader)
+        try:
+            settings[name] = yaml.load(value, Loader=RecipeLoader)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"The value of the override {word!r} is not valid YAML: {' '.join(str(error).split())}") from error
     return settings
 
 

@@ -8,23 +8,36 @@ Recipe, model, data, batches, trainer: main reads downward, and each line names 
 import argparse
 import logging
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import datasets
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 
+from chatsft.adapters import (
+    add_adapter,
+    base_fingerprint,
+    check_adapter_arguments,
+    quantization_options,
+    save_base_record,
+    save_merged,
+)
 from chatsft.arguments import DataArguments, ModelArguments, RecipeError
 from chatsft.callbacks import ConsoleCallback, FinalEvaluation
 from chatsft.data.collator import FlatteningCollator, PaddingCollator
 from chatsft.data.mixture import load_mixture
-from chatsft.data.packing import ConversationRows, conversation_lengths, pack_rows, pack_steps, shuffle_rows, single_rows
+from chatsft.data.packing import ConversationRows, conversation_lengths, fill_up, pack_rows, pack_steps, shuffle_rows, single_rows
 from chatsft.data.rendering import render_dataset
 from chatsft.model.head_loss import CHUNK
 from chatsft.model.loading import load_model_and_tokenizer
+from chatsft.model.modeling_gpt import GPTForCausalLM
+from chatsft.model.packed_attention import prepare_attention
+from chatsft.model_card import save_model_card
 from chatsft.recipe import Recipe, load_recipe
 from chatsft.trainer import ChatTrainer
 
@@ -54,23 +67,36 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
     with args.main_process_first(desc="data"):
         train_rendered = load_rendered("train_mixture", data.train_mixture, recipe, tokenizer)
         eval_rendered = load_rendered("eval_mixture", data.eval_mixture, recipe, tokenizer) if data.eval_mixture else None
-    batches = plan_batches(train_rendered, data, args.per_device_train_batch_size, args.world_size, tokenizer.pad_token_id, args.seed)
+    fingerprint = base_fingerprint(model, recipe.model)
+    if recipe.model.lora_r is not None:
+        set_seed(args.seed)
+        model = add_adapter(model, tokenizer, recipe.model)
+    pad_token_id = padding_id(tokenizer)
+    batches = plan_batches(train_rendered, data, args.per_device_train_batch_size, args.world_size, pad_token_id, args.seed)
     args.gradient_accumulation_steps = batches.gradient_accumulation_steps
     trainer = ChatTrainer(
         model=model,
         args=args,
         train_dataset=batches.dataset,
-        eval_dataset=eval_rendered and ConversationRows(eval_rendered, single_rows(len(eval_rendered))),
+        eval_dataset=eval_rendered and plan_evaluation(eval_rendered, args.per_device_eval_batch_size * args.world_size),
         data_collator=batches.collator,
-        eval_data_collator=PaddingCollator(tokenizer.pad_token_id),
+        eval_data_collator=PaddingCollator(pad_token_id),
         processing_class=tokenizer,
         callbacks=[ConsoleCallback, FinalEvaluation, *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model()
+    if trainer.is_world_process_zero():
+        row_counts = Counter(train_rendered["source"])
+        name, ships_code = trainer.hub_model_id or args.output_dir, isinstance(model, GPTForCausalLM)
+        save_model_card(args.output_dir, recipe, row_counts, trainer.state.log_history, name, ships_code)
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        save_base_record(args.output_dir, fingerprint)
+    trainer.save_model()
+    if recipe.model.merge_adapter and trainer.is_world_process_zero():
+        save_merged(trainer.model, tokenizer, Path(args.output_dir) / "merged")
     return trainer
 
 
@@ -91,12 +117,15 @@ def set_verbosity() -> None:
 
 
 def load_model(model_args: ModelArguments, data: DataArguments):
-    """Load model and tokenizer and check that rows of max_length fit the model."""
-    attention = model_args.attn_implementation or ("varlen" if data.packing else "sdpa")
-    model, tokenizer = load_model_and_tokenizer(model_args.model_name_or_path, model_args.tokenizer_path, attn_implementation=attention)
-    longest = model.config.max_position_embeddings
-    if data.max_length > longest:
-        raise RecipeError(f"max_length is {data.max_length}, but {model_args.model_name_or_path} was trained on at most {longest} tokens.")
+    """Load model and tokenizer, choose the attention and check that rows of max_length fit the model."""
+    check_adapter_arguments(model_args)
+    name, attention = model_args.model_name_or_path, model_args.attn_implementation
+    options = quantization_options(model_args)
+    model, tokenizer = load_model_and_tokenizer(name, model_args.tokenizer_path, attn_implementation=attention, **options)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and data.max_length > longest:
+        raise RecipeError(f"max_length is {data.max_length}, but {name} was trained on at most {longest} tokens.")
+    prepare_attention(model, attention, data.packing)
     return model, tokenizer
 
 
@@ -108,6 +137,11 @@ def load_rendered(key: str, entries: list, recipe: Recipe, tokenizer: PreTrained
     if not any(mask.any() for batch in rendered.with_format("numpy").iter(1000) for mask in batch["assistant_masks"]):
         raise RecipeError(f"{key} has no token to train on: in every conversation the assistant's part is missing or cut off.")
     return rendered
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id that fills rows up; where a tokenizer has none any will do, as nothing is trained on it and nothing sees it."""
+    return 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def plan_batches(
@@ -127,12 +161,17 @@ def plan_batches(
     lengths = conversation_lengths(rendered).tolist()
     if data.total_batch_size is not None:
         accumulation = divide("total_batch_size", data.total_batch_size, per_micro_batch * data.max_length, "tokens")
-        rows = shuffle_rows(pack_rows(lengths, data.max_length), seed)
+        rows = fill_up(shuffle_rows(pack_rows(lengths, data.max_length), seed), per_micro_batch)
     else:
         rows, rows_per_step = pack_steps(lengths, data.target_examples_per_step, data.max_length, per_micro_batch)
         accumulation = rows_per_step // per_micro_batch
     collator = FlatteningCollator(data.max_length, pad_token_id, max(map(len, rows)), CHUNK)
     return Batches(ConversationRows(rendered, rows), collator, accumulation)
+
+
+def plan_evaluation(rendered: datasets.Dataset, rows_multiple: int) -> ConversationRows:
+    """Give each conversation a row, and every process as many rows, so that none is counted twice."""
+    return ConversationRows(rendered, fill_up(single_rows(len(rendered)), rows_multiple))
 
 
 def divide(key: str, wanted: int, per_micro_batch: int, unit: str) -> int:

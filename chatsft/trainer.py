@@ -1,9 +1,16 @@
 """ChatTrainer: transformers' Trainer with nanochat's optimizer, schedule and loss."""
 
+import logging
+import shutil
+from pathlib import Path
+
 import torch
+from accelerate.utils.modeling import is_peft_model
+from huggingface_hub import HfApi
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from chatsft.arguments import ChatArguments
@@ -13,12 +20,14 @@ from chatsft.optim.muon import MuonAdamW
 from chatsft.optim.schedule import lr_multiplier
 from chatsft.throughput import ThroughputMeter
 
+logger = logging.getLogger(__name__)
+
 
 class ChatTrainer(Trainer):
     """Train a chat model as nanochat does.
 
-    Takes what Trainer takes, with `ChatArguments`. Batches come from the collators of chatsft.data: `labels` have -100 on the
-    first token of every conversation, and `num_tokens` counts the real tokens.
+    Takes what Trainer takes but `optimizers`, with `ChatArguments`. Batches come from the collators of chatsft.data: `labels`
+    have -100 on the first token of every conversation, and `num_tokens` counts the real tokens.
 
     The loss is averaged over the supervised tokens of the whole optimizer step, over all micro-batches and processes
     (`loss_average: token`), or per micro-batch and then over these, as nanochat does (`micro_batch`). A micro-batch without
@@ -32,15 +41,20 @@ class ChatTrainer(Trainer):
         self.eval_data_collator = eval_data_collator or self.data_collator
         self.supervised_tokens = torch.zeros((), dtype=torch.long)
         self.throughput = ThroughputMeter(self.model, self.args.world_size)
-        if self.args.compile_layers and isinstance(self.model, GPTForCausalLM):
-            self.model.model.compile_layers()
+        base = without_adapter(self.model)
+        if not self.model_accepts_loss_kwargs:
+            raise ValueError(f"{type(base).__name__} takes no num_items_in_batch, without which the loss cannot be averaged over a step.")
+        if self.args.compile_layers and isinstance(base, GPTForCausalLM):
+            base.model.compile_layers()
+        elif self.args.compile_layers:
+            logger.warning("torch_compile compiles the layers of chatsft's own models; %s runs as it is", type(base).__name__)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             args = self.args
             groups = parameter_groups(
                 self.model if model is None else model,
-                optimizer=args.optimizer,
+                optimizer=args.lora_optimizer if is_peft_model(self.model) else args.optimizer,
                 matrix_lr=args.matrix_lr,
                 embedding_lr=args.embedding_lr,
                 unembedding_lr=args.unembedding_lr,
@@ -54,6 +68,7 @@ class ChatTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         if self.lr_scheduler is None:
+            num_training_steps = max(num_training_steps, 1)  # a run of no steps evaluates and saves
             warmup_ratio = self.args.get_warmup_steps(num_training_steps) / num_training_steps
 
             def multiplier(update: int) -> float:
@@ -74,10 +89,21 @@ class ChatTrainer(Trainer):
         return batches, supervised_tokens.clamp(min=1) if average_tokens else None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Compute the loss on supervised positions alone; only our own model knows how."""
-        if isinstance(self.accelerator.unwrap_model(model), GPTForCausalLM):
+        """Compute the loss on supervised positions alone where the model knows how: our own, with a plain head."""
+        base = without_adapter(self.accelerator.unwrap_model(model))
+        if isinstance(base, GPTForCausalLM) and isinstance(base.lm_head, nn.Linear):
             inputs = {**inputs, "skip_logits": True, "use_cache": False}
+        else:
+            inputs = plain_inputs(inputs, num_items_in_batch)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """Read another model's weights back as from_pretrained does: some rename them on saving, and Trainer would leave those out."""
+        target = self.model if model is None else model
+        is_plain = isinstance(target, PreTrainedModel) and not isinstance(target, GPTForCausalLM)
+        if not is_plain or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        target.load_state_dict(type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype).state_dict())
 
     def _get_grad_norm(self, model, grad_norm=None):
         """Leave out the norm that Trainer takes of all gradients at every step where nothing is clipped."""
@@ -116,6 +142,23 @@ class ChatTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_loss": batch_losses / batches, f"{metric_key_prefix}_token_loss": token_losses / tokens}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=self.num_examples(dataloader))
 
+    def init_hf_repo(self, *args, **kwargs) -> None:
+        """Make the repository, and see that this token may write to it while nothing has been trained yet."""
+        super().init_hf_repo(*args, **kwargs)
+        if self.is_world_process_zero():
+            HfApi().auth_check(self.hub_model_id, write=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push the model's code too: Trainer copies the weights and the configuration out of a checkpoint and leaves the code."""
+        for path in Path(checkpoint_folder).glob("*.py") if self.is_world_process_zero() else []:
+            shutil.copy(path, self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Keep the card that is there: it says more than the one that Trainer would put over it."""
+        if not (Path(self.args.output_dir) / "README.md").is_file():
+            super().create_model_card(*args, **kwargs)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= self._step_figures()
@@ -128,3 +171,18 @@ class ChatTrainer(Trainer):
         figures = {"lr_multiplier": multiplier, "supervised_tokens": int(self.supervised_tokens)} | self.throughput.read() | rates
         self.supervised_tokens = torch.zeros_like(self.supervised_tokens)
         return figures
+
+
+def without_adapter(model: nn.Module) -> nn.Module:
+    """Return the base of an adapter, and any other model as it is."""
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+def plain_inputs(inputs: dict, num_items_in_batch: torch.Tensor | None) -> dict:
+    """Make a batch fit any causal language model: without what only ours takes, without a cache (packed conversations would see each
+    other through it), and with a divisor of the loss that is not 0.
+    """
+    plain = {name: value for name, value in inputs.items() if name != "supervised_positions"} | {"use_cache": False}
+    if num_items_in_batch is None:
+        plain["num_items_in_batch"] = (inputs["labels"] != -100).sum().clamp(min=1)
+    return plain

@@ -11,10 +11,11 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 LAYERS = (  # what stands higher may import what stands lower; neighbours in one line may not import each other
-    ("train", "eval", "chat", "convert", "preview", "cli"),
+    ("train", "eval", "chat", "serve", "convert", "preview", "cli"),
+    ("model_card",),
     ("recipe",),
-    ("trainer", "callbacks"),
-    ("arguments", "throughput"),
+    ("trainer", "callbacks", "adapters"),
+    ("arguments", "throughput", "curves"),
     ("evaluation",),
     ("data",),
     ("optim",),
@@ -26,7 +27,7 @@ LAYERS = (  # what stands higher may import what stands lower; neighbours in one
 )
 STAGES = {  # of data/: they meet in dataset columns
     "load": ("mixture", "conversations", "entries", "formats"),
-    "render": ("rendering",),
+    "render": ("rendering", "template_rendering"),
     "pack": ("packing",),
     "collate": ("collator",),
 }

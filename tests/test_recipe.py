@@ -59,6 +59,8 @@ def test_a_model_beside_the_recipe_is_found(tmp_path):
         (MINIMAL + "optimizer: muon\n", "optimizer is 'muon'; it may be muon_2025"),
         (MINIMAL + "total_batch_size: 4096\n", "either target_examples_per_step"),
         (MINIMAL + "loss_average: micro_batch\n", "micro_batch has no meaning for packed rows"),
+        (MINIMAL + "label_smoothing_factor: 0.1\n", "label_smoothing_factor is set"),
+        (MINIMAL + "per_device_train_batch_size: 0\n", "per_device_train_batch_size is 0"),
         (MINIMAL + "seed: 1\nseed: 2\n", "'seed' appears twice"),
         ("train_mixture: []\ntarget_examples_per_step: 4\n", "lacks model_name_or_path"),
         ("- a\n", "holds no settings"),
@@ -74,6 +76,11 @@ def test_what_cannot_be_meant_is_refused(tmp_path, text, message):
 def test_an_override_that_is_no_setting_is_refused(word):
     with pytest.raises(RecipeError, match="Cannot read the override"):
         parse_overrides([word])
+
+
+def test_an_override_that_is_no_yaml_is_refused():
+    with pytest.raises(RecipeError, match="'matrix_lr=\\[' is not valid YAML"):
+        parse_overrides(["matrix_lr=["])
 
 
 def test_a_missing_recipe_is_named(tmp_path):

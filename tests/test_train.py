@@ -141,6 +141,34 @@ def test_evaluating_changes_no_loss(tmp_path):
     assert len(eval_losses(watched)) == 5
 
 
+def test_the_token_loss_does_not_depend_on_the_evaluation_batch(tmp_path):
+    options = ("num_train_epochs=0", "max_steps=-1")
+    figures = []
+    for size in (8, 3, 20):
+        trainer = run(tmp_path / "out", *options, f"per_device_eval_batch_size={size}")
+        assert len(trainer.eval_dataset) % size == 0
+        figures.append(trainer.evaluate())
+    assert [log["eval_token_loss"] for log in figures] == pytest.approx([figures[0]["eval_token_loss"]] * 3, rel=1e-6)
+    assert figures[2]["eval_loss"] == pytest.approx(figures[0]["eval_loss"], rel=1e-6)
+
+
+def test_evaluation_by_epochs_comes_once_an_epoch(tmp_path):
+    mixture = f"train_mixture=[{{path: {V1}/conversations.jsonl, stop: 8}}]"
+    trainer = run(tmp_path / "out", mixture, "max_steps=-1", "num_train_epochs=2", "eval_strategy=epoch", "eval_on_start=false")
+    assert [log["step"] for log in trainer.state.log_history if "eval_loss" in log] == [1, 2]
+
+
+def test_rows_packed_across_the_mixture_fill_every_micro_batch(tmp_path):
+    trainer = run(
+        tmp_path / "out",
+        *("packing=true", "loss_average=token", "target_examples_per_step=null", "total_batch_size=8192", "max_length=512"),
+        *("per_device_train_batch_size=16", "num_train_epochs=0", "max_steps=-1", "eval_strategy=no", "eval_on_start=false"),
+    )
+    batches = list(trainer.get_train_dataloader())
+    assert len(batches) == 3
+    assert all(batch["input_ids"].shape == (1, 8192) for batch in batches)
+
+
 def test_a_micro_batch_without_supervised_tokens_counts_as_zero(tmp_path):
     talk = [{"role": "user", "content": "hi " * 300}, {"role": "assistant", "content": "yes"}]
     rows = [talk, talk, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c d"}]]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainingArguments
 
 from chatsft.arguments import ChatArguments
 from chatsft.model.nanochat_checkpoint import load_nanochat_model, our_name
@@ -67,3 +68,19 @@ def test_2026_training_gives_nanochats_losses_rates_and_weights(tmp_path):
         if name.endswith("wte.weight") or name.startswith(("lm_head", "value_embeds")):
             continue  # nanochat's norm counts the padding rows of the vocabulary, which the model here does not have
         assert final[our_name(name)] == pytest.approx(norm, rel=1e-4), name
+
+
+def test_the_plain_trainer_trains_and_evaluates_our_model(tmp_path):
+    args = TrainingArguments(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=1, use_cpu=True, disable_tqdm=True, report_to="none")
+    rows = [{"input_ids": [1, 2, n], "labels": [-100, 2, n]} for n in range(3, 11)]
+    trainer = Trainer(load_nanochat_model(FIXTURES / "model_v2"), args, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    losses = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
+    assert len(losses) == 2
+    assert losses[1] < losses[0] < 20
+
+
+def test_a_process_uses_one_gpu(tmp_path):
+    args = ChatArguments(output_dir=tmp_path, per_device_train_batch_size=4, use_cpu=True)
+    args._n_gpu = 8
+    assert args.train_batch_size == 4

@@ -53,14 +53,14 @@ class FlatteningCollator:
 class PaddingCollator:
     """Pad one conversation a row on the right to the longest of the batch, as nanochat's 2025 loop does.
 
-    No attention mask is made: under causal attention a real token never sees the padding after it.
+    No attention mask is made: under causal attention a real token never sees the padding after it. Empty rows are padding alone.
     """
 
     def __init__(self, pad_token_id: int):
         self.pad_token_id = pad_token_id
 
     def __call__(self, rows: Sequence[dict]) -> dict:
-        longest = max(len(row["input_ids"]) for row in rows)
+        longest = max(1, *(len(row["input_ids"]) for row in rows))
         return {
             "input_ids": torch.from_numpy(np.stack([_pad(row["input_ids"], longest, self.pad_token_id) for row in rows])),
             "labels": torch.from_numpy(np.stack([_pad(row["labels"], longest, IGNORED) for row in rows])),

@@ -62,6 +62,15 @@ def single_rows(num_conversations: int) -> list[list[int]]:
     return [[index] for index in range(num_conversations)]
 
 
+def fill_up(rows: list[list[int]], rows_multiple: int) -> list[list[int]]:
+    """Add empty rows up to a multiple: where rows do not go round, processes would repeat some.
+
+    >>> fill_up([[0], [1], [2]], 2)
+    [[0], [1], [2], []]
+    """
+    return rows + [[]] * (-len(rows) % rows_multiple)
+
+
 def pack_steps(lengths: Sequence[int], examples_per_step: int, capacity: int, rows_multiple: int = 1) -> tuple[list[list[int]], int]:
     """Pack the conversations of each optimizer step among themselves, so that packing never changes what a step contains.
 

@@ -3,12 +3,15 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
 
 from chatsft import __version__
+from chatsft.data.template_rendering import template_renderer
 from chatsft.model.tokenization_gpt import ConversationError, GPTTokenizer
 
 logger = logging.getLogger(__name__)
@@ -16,11 +19,12 @@ logger = logging.getLogger(__name__)
 RENDERED = Features({"input_ids": List(Value("int32")), "assistant_masks": List(Value("int8")), "is_truncated": Value("bool")})
 
 
-def render_dataset(dataset: Dataset, tokenizer: GPTTokenizer, max_length: int, num_proc: int | None = None) -> Dataset:
+def render_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, num_proc: int | None = None) -> Dataset:
     """Render column `messages` to `input_ids` and `assistant_masks` (1 = trained), cut to the first max_length tokens.
 
-    Other columns stay. A conversation that cannot be rendered is named by its `origin`, or its `source` and row. The cache is named after
-    what the result depends on, so that every process finds it: tokenizer, max_length, rows and package version.
+    A GPTTokenizer renders as nanochat does, any other tokenizer through its chat template. Other columns stay. A conversation that cannot
+    be rendered is named by its `origin`, or its `source` and row. The cache is named after what the result depends on, so that every
+    process finds it: tokenizer, max_length, rows and package version.
     """
     kept = Features({name: feature for name, feature in dataset.features.items() if name != "messages"})
     rendered = dataset.map(
@@ -40,25 +44,34 @@ def render_dataset(dataset: Dataset, tokenizer: GPTTokenizer, max_length: int, n
     return rendered.remove_columns("is_truncated")
 
 
-def make_fingerprint(dataset: Dataset, tokenizer: GPTTokenizer, max_length: int) -> str:
+def make_fingerprint(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
     """Name the cache of a rendered dataset after the content that it depends on."""
-    vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    key = json.dumps([__version__, "render", vocabulary, max_length, dataset._fingerprint])
+    vocabulary = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    content = [hashlib.sha256(vocabulary.encode()).hexdigest(), tokenizer.chat_template, tokenizer.special_tokens_map]
+    key = json.dumps([__version__, "render", content, max_length, dataset._fingerprint], default=str)
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
-def render_batch(batch: dict[str, list], indices: Sequence[int], tokenizer: GPTTokenizer, max_length: int) -> dict[str, list]:
+def render_batch(batch: dict[str, list], indices: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list]:
     """Render the rows of a batch."""
+    render = conversation_renderer(tokenizer)
     columns = {name: [] for name in RENDERED}
     for row, messages in enumerate(batch["messages"]):
         try:
-            ids, mask = tokenizer.render_conversation({"messages": messages}, max_tokens=None)
+            ids, mask = render({"messages": messages})
         except ConversationError as error:
             raise ConversationError(str(error), name_place(batch, row, indices[row])) from None
         columns["input_ids"].append(ids[:max_length])
         columns["assistant_masks"].append(mask[:max_length])
         columns["is_truncated"].append(len(ids) > max_length)
     return columns
+
+
+def conversation_renderer(tokenizer: PreTrainedTokenizerBase) -> Callable[[dict], tuple[list[int], list[int]]]:
+    """Return what turns a conversation into ids and a mask (1 = trained), uncut."""
+    if isinstance(tokenizer, GPTTokenizer):
+        return partial(tokenizer.render_conversation, max_tokens=None)
+    return template_renderer(tokenizer)
 
 
 def name_place(batch: dict[str, list], row: int, index: int) -> str:

@@ -23,6 +23,9 @@ def varlen_attention_forward(
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """Attend within the segments bounded by cu_seq_lens_q.
@@ -35,9 +38,19 @@ def varlen_attention_forward(
 
     Returns:
         (1, tokens, heads, head_dim), and None for the weights, which are never formed.
+
+    Raises:
+        ValueError: on what other models' attention may ask for and this one cannot do: dropout, softcap, sinks (s_aux).
     """
     if cu_seq_lens_q is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, softcap=softcap, s_aux=s_aux, **kwargs
+        )
+    if dropout or softcap is not None or s_aux is not None:
+        raise ValueError('The attention "varlen" does no dropout, softcapping or sinks. Choose another attn_implementation.')
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # other models' rotary embedding gives float32 queries and keys beside bfloat16 values
+        query, key, value = (states.to(torch.get_autocast_dtype(device)) for states in (query, key, value))
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
@@ -74,6 +87,24 @@ def _causal_window(length: int, window: int, device: torch.device) -> torch.Tens
     """
     distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
     return (distance >= 0) & (distance < window)
+
+
+def eager_attention_forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend by plain matrix products, which is the one way that returns the weights."""
+    key, value = (states.repeat_interleave(module.num_key_value_groups, dim=1) for states in (key, value))
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 AttentionInterface.register("varlen", varlen_attention_forward)

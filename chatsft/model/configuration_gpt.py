@@ -1,6 +1,10 @@
 """Configuration of the nanochat GPT: one class for every generation of nanochat."""
 
+from typing import ClassVar
+
 from transformers import PreTrainedConfig
+
+from .serving import engine_obstacles
 
 
 class GPTConfig(PreTrainedConfig):
@@ -30,7 +34,21 @@ class GPTConfig(PreTrainedConfig):
     """
 
     model_type = "nanochat_gpt"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    base_model_tp_plan: ClassVar[dict[str, str] | None] = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+    base_model_pp_plan: ClassVar[dict[str, tuple[list[str], list[str]]] | None] = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "embed_norm": (["inputs_embeds"], ["hidden_states"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
 
     vocab_size: int = 65536
     hidden_size: int = 768
@@ -61,6 +79,10 @@ class GPTConfig(PreTrainedConfig):
         self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         self._check_shapes()
+        if self.value_embedding_layers:  # their rows span all heads
+            self.base_model_tp_plan = None
+        if engine_obstacles(self):
+            self.base_model_pp_plan = None
         super().__post_init__(**kwargs)
 
     @property

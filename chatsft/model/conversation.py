@@ -23,11 +23,23 @@ ROLE_HINTS = {
 # For servers that know only templates. GPTTokenizer does not take ids from it: a template joins everything to one string, where
 # neighbouring parts can merge and special-token text inside content turns into the token.
 CHAT_TEMPLATE = """\
+{%- macro text_of(content) -%}
+    {%- if content is string -%}
+        {{- content -}}
+    {%- else -%}
+        {%- for part in content -%}
+            {%- if part['type'] != 'text' -%}
+                {{- raise_exception('Only an assistant message can hold a part of type ' + part['type']) -}}
+            {%- endif -%}
+            {{- part['text'] -}}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
 {{- bos_token -}}
 {%- set system = '' -%}
 {%- set turns = messages -%}
 {%- if messages[0]['role'] == 'system' -%}
-    {%- set system = messages[0]['content'] + '\n\n' -%}
+    {%- set system = text_of(messages[0]['content']) + '\n\n' -%}
     {%- set turns = messages[1:] -%}
 {%- endif -%}
 {%- for message in turns -%}
@@ -35,7 +47,7 @@ CHAT_TEMPLATE = """\
     {%- if message['role'] != ('assistant' if loop.index0 % 2 else 'user') -%}
         {{- raise_exception('Roles alternate user, assistant after an optional system message; found ' + message['role']) -}}
     {%- elif message['role'] == 'user' -%}
-        {{- '<|user_start|>' + (system if loop.first else '') + content + '<|user_end|>' -}}
+        {{- '<|user_start|>' + (system if loop.first else '') + text_of(content) + '<|user_end|>' -}}
     {%- else -%}
         {{- '<|assistant_start|>' -}}
         {%- for part in ([{'type': 'text', 'text': content}] if content is string else content) -%}
@@ -91,6 +103,22 @@ def check_conversation(conversation: dict, place: str = "") -> list[dict]:
     return messages
 
 
+def join_text_parts(message: dict) -> dict:
+    """Turn content that is a list of text parts, as OpenAI's clients send it, into the string that user and system messages need.
+
+    >>> join_text_parts({"role": "user", "content": [{"type": "text", "text": "Hello"}, {"type": "text", "text": "!"}]})
+    {'role': 'user', 'content': 'Hello!'}
+    """
+    content = message.get("content") if isinstance(message, dict) and message.get("role") != "assistant" else None
+    if not isinstance(content, list):
+        return message
+    problems = (f"part {index} {problem}" for index, part in enumerate(content) if (problem := _part_problem(part, ("text",))))
+    problem = next(problems, "")
+    if problem:
+        raise ConversationError(f"a {message['role']} message: {problem}")
+    return message | {"content": "".join(part["text"] for part in content)}
+
+
 def check_prompt(conversation: dict, place: str = "") -> list[dict]:
     """Return the checked messages before the last one, which has to be the assistant's; nanochat does not look at what it says."""
     is_conversation = isinstance(conversation, dict) and isinstance(conversation.get("messages"), list) and conversation["messages"]
@@ -125,11 +153,11 @@ def _message_problem(message: dict, expected_role: str) -> str:
     return next(problems, "")
 
 
-def _part_problem(part: dict) -> str:
+def _part_problem(part: dict, known: tuple[str, ...] = tuple(PARTS)) -> str:
     if not isinstance(part, dict):
         return f"is {describe(part)}, expected a dict with type and text"
-    if part.get("type") not in tuple(PARTS):
-        return f"has type {part.get('type')!r}, expected one of {', '.join(PARTS)}"
+    if part.get("type") not in known:
+        return f"has type {part.get('type')!r}, expected {'one of ' * (len(known) > 1)}{', '.join(known)}"
     if not isinstance(part.get("text"), str):
         return f"has text of {describe(part.get('text'))}, expected a string"
     return ""

@@ -1,15 +1,24 @@
 """One way to a model and its tokenizer, whatever model_name_or_path is."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.utils import cached_file
 
+from .fingerprint import weights_fingerprint
+from .modeling_gpt import GPTForCausalLM
 from .nanochat_checkpoint import CheckpointError, is_nanochat_checkpoint, load_nanochat_model
 from .nanochat_tokenizer import TokenizerFileError, load_nanochat_tokenizer
 from .tokenization_gpt import GPTTokenizer
+
+BASE_RECORD = "base_model.json"
+"""Beside an adapter: the fingerprint of the weights it was trained on."""
 
 
 class LoadingError(ValueError):
@@ -21,25 +30,25 @@ def load_model_and_tokenizer(
     tokenizer_path: str | None = None,
     dtype: torch.dtype = torch.float32,
     attn_implementation: str | None = None,
-) -> tuple[PreTrainedModel, GPTTokenizer]:
-    """Load a save_pretrained folder, a Hub id or a nanochat checkpoint folder.
+    **options,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load any causal language model for training: a save_pretrained folder, a Hub id, a nanochat checkpoint folder or an adapter.
+
+    A model of chatsft comes with its GPTTokenizer, any other one with whatever tokenizer it has.
 
     Args:
         tokenizer_path: a tokenizer of its own; for a nanochat checkpoint the folder of tokenizer.pkl.
+        options: more for from_pretrained, as quantization_config.
 
     Raises:
         LoadingError: where a part is missing or damaged, or the tokenizer is another one or does not fit the model's vocabulary.
     """
     _check_model_folder(name_or_path)
-    tokenizer = load_tokenizer(name_or_path, tokenizer_path)
+    tokenizer = load_any_tokenizer(name_or_path, tokenizer_path)
     with _explained(name_or_path):
-        if is_nanochat_checkpoint(name_or_path):
-            model = load_nanochat_model(name_or_path, dtype=dtype)
-            set_special_tokens(model, tokenizer)
-            if attn_implementation is not None:
-                model.set_attn_implementation(attn_implementation)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, attn_implementation=attn_implementation)
+        model = _load_model(name_or_path, tokenizer, dtype, attn_implementation, **options)
+    if isinstance(model, GPTForCausalLM):
+        _check_chat_format(tokenizer, tokenizer_path or name_or_path)
     _check_vocabulary(model, tokenizer, name_or_path)
     return model, tokenizer
 
@@ -47,9 +56,57 @@ def load_model_and_tokenizer(
 def load_chat_model(
     checkpoint: str, tokenizer_path: str | None = None, *, device: torch.device, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, GPTTokenizer]:
-    """Load a model that is to answer: on its device, in evaluation mode. Takes and raises what `load_model_and_tokenizer` does."""
+    """Load a model that is to answer in nanochat's format: on its device, in evaluation mode, with a GPTTokenizer or not at all."""
+    _check_model_folder(checkpoint)
+    load_tokenizer(checkpoint, tokenizer_path)
     model, tokenizer = load_model_and_tokenizer(checkpoint, tokenizer_path, dtype)
     return model.to(device).eval(), tokenizer
+
+
+def _load_model(name: str, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, attn_implementation: str | None, **options):
+    if is_adapter(name):
+        return _load_adapter(name, tokenizer, dtype, attn_implementation, **options)
+    if not is_nanochat_checkpoint(name):
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation=attn_implementation, **options)
+    if options:
+        raise LoadingError(f"{name} is a nanochat checkpoint, which takes no {', '.join(options)}. Convert it first with chatsft.convert.")
+    model = load_nanochat_model(name, dtype=dtype)
+    set_special_tokens(model, tokenizer)
+    if attn_implementation is not None:
+        model.set_attn_implementation(attn_implementation)
+    return model
+
+
+def is_adapter(name: str) -> bool:
+    """Tell whether it is a folder with an adapter and no model."""
+    return (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file()
+
+
+def _load_adapter(name: str, tokenizer: PreTrainedTokenizerBase, *options, **more) -> PreTrainedModel:
+    """Load the base that an adapter names, see that it is the one the adapter was trained on, and put the adapter on it."""
+    base = json.loads((Path(name) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    try:
+        _check_model_folder(base)
+        model = _load_model(base, tokenizer, *options, **more)
+    except Exception as error:
+        raise LoadingError(
+            f"{name} is an adapter of {base}, which does not load: {error} Name the base in adapter_config.json, base_model_name_or_path."
+        ) from error
+    record = Path(name) / BASE_RECORD
+    if record.is_file() and json.loads(record.read_text())["weights_fingerprint"] != weights_fingerprint(model):
+        raise LoadingError(
+            f"{name} is an adapter of another base: {base} has other weights than the model it was trained on. "
+            "Name that model in adapter_config.json, base_model_name_or_path."
+        )
+    missing = model.load_adapter(name, weight_mapping=_adapter_renamings(model)).missing_keys
+    if missing:
+        raise LoadingError(f"{name} lacks {sorted(missing)[0]} and {len(missing) - 1} more weights. Load the merged model instead.")
+    return model
+
+
+def _adapter_renamings(model: PreTrainedModel) -> list:
+    """Return transformers' own renamings and the one it lacks: the magnitudes of DoRA, which load_adapter would leave at random."""
+    return [*get_model_conversion_mapping(model), WeightRenaming(r"(lora_magnitude_vector\.default)$", r"\1.weight")]
 
 
 def load_tokenizer(name_or_path: str, tokenizer_path: str | None = None) -> GPTTokenizer:
@@ -58,6 +115,13 @@ def load_tokenizer(name_or_path: str, tokenizer_path: str | None = None) -> GPTT
     Raises:
         LoadingError: where there is none, or one that does not know nanochat's chat format.
     """
+    tokenizer = load_any_tokenizer(name_or_path, tokenizer_path)
+    _check_chat_format(tokenizer, tokenizer_path or name_or_path)
+    return tokenizer
+
+
+def load_any_tokenizer(name_or_path: str, tokenizer_path: str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model as `load_tokenizer` does, whatever its format."""
     if tokenizer_path is None and is_nanochat_checkpoint(name_or_path):
         raise LoadingError(
             f"{name_or_path} is a nanochat checkpoint, which holds no tokenizer. Set tokenizer_path to the folder of tokenizer.pkl."
@@ -65,13 +129,15 @@ def load_tokenizer(name_or_path: str, tokenizer_path: str | None = None) -> GPTT
     name = tokenizer_path or name_or_path
     _check_folder(name, "a folder with a tokenizer or a Hub id")
     with _explained(name):
-        tokenizer = _read_tokenizer(name)
+        return _read_tokenizer(name)
+
+
+def _check_chat_format(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     if not isinstance(tokenizer, GPTTokenizer):
         raise LoadingError(
             f"{name} has a {type(tokenizer).__name__}, which does not know nanochat's chat format. "
             "Set tokenizer_path to what chatsft.convert wrote or to the folder of tokenizer.pkl."
         )
-    return tokenizer
 
 
 def _read_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -80,6 +146,12 @@ def _read_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return load_nanochat_tokenizer(folder)
     if folder.is_dir() and not (folder / "tokenizer_config.json").is_file():
         raise LoadingError(f"{name} holds no tokenizer: neither tokenizer_config.json nor tokenizer.pkl. Set tokenizer_path to one.")
+    files = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
+    if not folder.is_dir() and not any(cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files):
+        raise LoadingError(
+            f"{name} does not load: it is no folder, and neither the Hub nor its cache gives a tokenizer for it (none of {', '.join(files)}). "
+            "Check the name, or set tokenizer_path."
+        )
     return AutoTokenizer.from_pretrained(name)
 
 
@@ -109,7 +181,7 @@ def _explained(name: str) -> Iterator[None]:
 def _check_model_folder(name: str) -> None:
     _check_folder(name, "a saved model, a nanochat checkpoint folder or a Hub id")
     path = Path(name)
-    if path.is_dir() and not (path / "config.json").is_file() and not is_nanochat_checkpoint(path):
+    if path.is_dir() and not (path / "config.json").is_file() and not is_nanochat_checkpoint(path) and not is_adapter(name):
         raise LoadingError(f"{name} holds neither config.json (a saved model) nor model_<step>.pt (a nanochat checkpoint).")
 
 
@@ -130,4 +202,13 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: GPTTokenizer, name_or_p
         )
 
 
-__all__ = ["LoadingError", "load_chat_model", "load_model_and_tokenizer", "load_tokenizer", "set_special_tokens"]
+__all__ = [
+    "BASE_RECORD",
+    "LoadingError",
+    "is_adapter",
+    "load_any_tokenizer",
+    "load_chat_model",
+    "load_model_and_tokenizer",
+    "load_tokenizer",
+    "set_special_tokens",
+]

@@ -5,11 +5,15 @@ head, softcapped logits. What 2026 added (windows, value embeddings, residual sc
 configuration.
 """
 
+import os
+from collections.abc import Callable
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticLayer
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask, sliding_window_overlay
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -18,9 +22,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import varlen_attention_forward
+from .attention import eager_attention_forward, varlen_attention_forward
 from .configuration_gpt import GPTConfig
 from .head_loss import supervised_loss
+from .positions import count_positions, exchange_last_ids, restarts
+from .rotary import rotary_embeddings, rotate
+from .serving import ENGINES, check_engine, runs_in_engine
 
 
 def norm(hidden_states: torch.Tensor) -> torch.Tensor:
@@ -28,21 +35,15 @@ def norm(hidden_states: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(hidden_states, (hidden_states.shape[-1],))
 
 
-def rotary_embeddings(position_ids: torch.Tensor, config: GPTConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cosines and sines of shape (batch, length, 1, head_dim / 2).
+class GPTNorm(nn.Module):
+    """`norm` as a module, which inference engines can replace, or leave out of the parts of a model that was cut between layers."""
 
-    Computed from the positions rather than kept in a buffer: exact at every length, and no cast of the model touches them.
-    """
-    channels = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=position_ids.device)
-    angles = position_ids[..., None, None].float() * (1.0 / config.rope_theta ** (channels / config.head_dim))
-    dtype = getattr(torch, config.rotary_dtype)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    def __init__(self):
+        super().__init__()
+        self.eps = torch.finfo(torch.float32).eps  # what rms_norm takes by itself, in every dtype
 
-
-def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate (batch, length, heads, head_dim) by the positions; the turn is opposite to Llama's rotate_half."""
-    first, second = states.chunk(2, dim=-1)
-    return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1).to(states.dtype)
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(hidden_states, (hidden_states.shape[-1],), eps=self.eps)
 
 
 def window_masks(
@@ -114,25 +115,7 @@ class GPTAttention(nn.Module):
         output, weights = attend(
             self, query, key, value, attention_mask, scaling=self.scaling, sliding_window=self.sliding_window, dropout=0.0, **kwargs
         )
-        return self.o_proj(output.reshape(hidden_states.shape)), weights
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend by plain matrix products, which is the one way that returns the weights."""
-    key, value = (states.repeat_interleave(module.num_key_value_groups, dim=1) for states in (key, value))
-    scores = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
+        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
 
 
 class GPTMLP(nn.Module):
@@ -173,6 +156,13 @@ class GPTPreTrainedModel(PreTrainedModel):
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         """Visit every module: for code outside transformers the base class would pass over those without own parameters."""
         super()._initialize_weights(module)
+
+    def _resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of=None, mean_resizing=True) -> nn.Embedding:
+        """Resize the value embeddings too: they are looked up by the same ids."""
+        embedding = super()._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        for value_embedding in self.base_model.value_embeddings.values():  # resized in place
+            self._get_resized_embeddings(value_embedding, embedding.num_embeddings, mean_resizing=mean_resizing)
+        return embedding
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise as nanochat does: outputs of attention and MLP at zero, so that each layer starts as the identity."""
@@ -230,7 +220,11 @@ class GPTModel(GPTPreTrainedModel):
 
     def __init__(self, config: GPTConfig):
         super().__init__(config)
+        if config._attn_implementation in ENGINES:
+            check_engine(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_norm = GPTNorm()
+        self.norm = GPTNorm()
         self.layers = nn.ModuleList(GPTDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         key_value_size = config.num_key_value_heads * config.head_dim
         self.value_embeddings = nn.ModuleDict(
@@ -245,12 +239,12 @@ class GPTModel(GPTPreTrainedModel):
         if config.backout:
             self.backout_lambda = nn.Parameter(torch.full((1,), 0.2))
         self.gradient_checkpointing = False
-        self.compiled_layers = None
+        self.layers_are_compiled = False
         self.post_init()
 
     def compile_layers(self) -> None:
         """Compile the layers for training, where batches have one constant shape; evaluation and generation stay as they are."""
-        self.compiled_layers = torch.compile(self.run_layers, dynamic=False)
+        self.layers_are_compiled = True
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed_tokens
@@ -274,7 +268,8 @@ class GPTModel(GPTPreTrainedModel):
         Args:
             input_ids: (batch, length). A model with smear or value embeddings needs them beside inputs_embeds too.
             attention_mask: (batch, cached + length), 1 = real token; or already built 4D masks, one or a dictionary by window.
-            position_ids: (batch, length). A position 0 begins a conversation: packed conversations restart there.
+            position_ids: (batch, length). A position 0 begins a conversation: packed conversations restart there. Where they are
+                left out, they are counted from the mask, the cache or cu_seq_lens_q.
             past_key_values: any transformers cache. For smear it also carries the token ids, as one layer more.
             inputs_embeds: (batch, length, width), in place of the lookup of input_ids.
             kwargs: for the attention backend, as cu_seq_lens_q, cu_seq_lens_k, max_length_q and max_length_k.
@@ -284,8 +279,8 @@ class GPTModel(GPTPreTrainedModel):
         """
         self._check_inputs(input_ids, inputs_embeds)
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        hidden_states = norm(hidden_states.to(_compute_dtype(hidden_states)))
-        packed = "cu_seq_lens_q" in kwargs or _restarts(position_ids, attention_mask)
+        hidden_states = self.embed_norm(hidden_states.to(_compute_dtype(hidden_states)))
+        packed = not runs_in_engine(self.config, kwargs) and ("cu_seq_lens_q" in kwargs or restarts(position_ids, attention_mask))
         if packed and (attention_mask is not None or past_key_values is not None or use_cache):
             raise ValueError(
                 "Packed conversations (positions that restart, or cu_seq_lens) came with an attention_mask or a cache, which would let "
@@ -295,15 +290,15 @@ class GPTModel(GPTPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
-            position_ids = _positions(hidden_states, attention_mask, past_key_values)
+            position_ids = count_positions(hidden_states, attention_mask, past_key_values, kwargs.get("cu_seq_lens_q"))
         if self.config.smear:
             hidden_states = self._smear(hidden_states, input_ids, position_ids, attention_mask, past_key_values)
         if "cu_seq_lens_q" in kwargs and self.config._attn_implementation == "varlen":
             masks = dict.fromkeys(self.config.layer_windows or [None])
         else:
             masks = window_masks(self.config, hidden_states, attention_mask, past_key_values, position_ids)
-        run_layers = self.compiled_layers if self.training and self.compiled_layers is not None else self.run_layers
-        hidden_states = run_layers(hidden_states, input_ids, position_ids, masks, past_key_values=past_key_values, **kwargs)
+        run_layers = _compiled_run_layers() if self.training and self.layers_are_compiled else GPTModel.run_layers
+        hidden_states = run_layers(self, hidden_states, input_ids, position_ids, masks, past_key_values=past_key_values, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
     def run_layers(
@@ -317,6 +312,7 @@ class GPTModel(GPTPreTrainedModel):
         """Pass the embedded tokens through all layers and the last norm; this is the part worth compiling."""
         position_embeddings = rotary_embeddings(position_ids, self.config)
         initial, middle = hidden_states, None
+        windows = self.config.layer_windows or [None] * len(self.layers)
         for i, layer in enumerate(self.layers):
             if self.config.residual_scaling:
                 hidden_states = self.resid_lambdas[i] * hidden_states + self.x0_lambdas[i] * initial
@@ -326,7 +322,7 @@ class GPTModel(GPTPreTrainedModel):
             hidden_states = layer(
                 hidden_states,
                 position_embeddings=position_embeddings,
-                attention_mask=masks[layer.self_attn.sliding_window],
+                attention_mask=masks[windows[i]],
                 value_embedding=value_embedding,
                 **kwargs,
             )
@@ -334,7 +330,7 @@ class GPTModel(GPTPreTrainedModel):
                 middle = hidden_states
         if middle is not None:
             hidden_states = hidden_states - self.backout_lambda.to(hidden_states.dtype) * middle
-        return norm(hidden_states)
+        return self.norm(hidden_states)
 
     def _check_inputs(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> None:
         if input_ids is None and inputs_embeds is None:
@@ -349,7 +345,7 @@ class GPTModel(GPTPreTrainedModel):
         """Add the gated embedding of the previous token; the first token of a conversation (position 0) has none."""
         first = torch.zeros_like(hidden_states[:, :1])
         if past_key_values is not None:
-            last_ids = _exchange_last_ids(past_key_values, input_ids, attention_mask, self.config.num_hidden_layers)
+            last_ids = exchange_last_ids(past_key_values, input_ids, attention_mask, self.config.num_hidden_layers)
             if last_ids is not None:
                 first = norm(self.embed_tokens(last_ids).to(hidden_states.dtype))
         previous = torch.cat([first, hidden_states[:, :-1]], dim=1)
@@ -360,8 +356,13 @@ class GPTModel(GPTPreTrainedModel):
 class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
     """The trunk and its head."""
 
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # noqa: RUF012
+
     def __init__(self, config: GPTConfig):
         super().__init__(config)
+        if config.tie_word_embeddings:
+            raise ValueError("tie_word_embeddings is set, but nanochat's head has weights of its own. Leave it out.")
         self.model = GPTModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -381,6 +382,11 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
 
     create_masks_for_generate = staticmethod(window_masks)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Save the model with its code, and name the trunk in auto_map too: engines build it alone."""
+        self.config.auto_map = {"AutoModel": "modeling_gpt.GPTModel"}
+        super().save_pretrained(save_directory, **kwargs)
+
     @can_return_tuple
     def forward(
         self,
@@ -390,7 +396,6 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
-        shift_labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
@@ -402,7 +407,8 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
 
         Args:
             labels: (batch, length) ids aligned with input_ids, -100 = ignored; shifted by one inside.
-            shift_labels: (batch, length) ids already aligned with the logits; takes precedence over labels.
+            shift_labels: (batch, length) ids already aligned with the logits; takes precedence over labels. Not in the signature,
+                where Trainer would take it for a second column of labels and, not finding it, report no validation loss.
             logits_to_keep: how many of the last positions get logits (0 = all), or the positions themselves.
             num_items_in_batch: divisor of the summed loss; the number of labels that are not ignored when None.
             skip_logits: return the loss alone, computed on the supervised positions in chunks (see head_loss); it is 0, not NaN,
@@ -412,6 +418,7 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         Returns:
             loss (float32), logits (batch, kept positions, vocab_size) in float32 with the cap applied, past_key_values.
         """
+        shift_labels = kwargs.pop("shift_labels", None)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -425,12 +432,10 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             shift_labels = F.pad(labels, (0, 1), value=-100)[..., 1:]
         hidden_states, logits, loss = outputs.last_hidden_state, None, None
         if skip_logits:
-            loss = supervised_loss(
-                hidden_states, self.lm_head.weight, shift_labels, self.config.final_logit_softcapping, supervised_positions
-            )
-            loss = loss / ((shift_labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+            loss = self._loss_alone(hidden_states, shift_labels, supervised_positions, num_items_in_batch)
         else:
-            logits = self._logits(hidden_states, logits_to_keep)
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
+            logits = self._logits(hidden_states if isinstance(kept, int) else hidden_states[:, kept])
             if shift_labels is not None:
                 loss = self.loss_function(
                     logits, None, self.vocab_size, num_items_in_batch=num_items_in_batch, shift_labels=shift_labels.contiguous()
@@ -444,46 +449,21 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         )
 
     def _loss_alone(self, hidden_states, shift_labels, supervised_positions, num_items_in_batch) -> torch.Tensor:
+        if shift_labels is None:
+            raise ValueError("skip_logits returns the loss alone, which needs labels. Pass labels or shift_labels.")
         softcap = self.config.final_logit_softcapping
         loss = supervised_loss(hidden_states, self.lm_head.weight, shift_labels, softcap, supervised_positions)
         return loss / ((shift_labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
 
-    def _logits(self, hidden_states: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor:
-        kept_states = hidden_states[:, slice(-kept, None) if isinstance(kept, int) else kept]
-        logits, cap = self.lm_head(kept_states).float(), self.config.final_logit_softcapping
+    def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        logits, cap = self.lm_head(hidden_states).float(), self.config.final_logit_softcapping
         return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
-def _is_padding_mask(attention_mask: torch.Tensor | dict | None) -> bool:
-    """Tell a 2D mask, which says what tokens are real, from masks that are already built."""
-    return isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
 
 
 def _compute_dtype(hidden_states: torch.Tensor) -> torch.dtype:
     """Return what the residual stream is held in: the autocast dtype where autocast is on, else the weights' own."""
     device = hidden_states.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
-
-
-def _positions(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None) -> torch.Tensor:
-    """Count positions from the cached length, or from the first real token where a 2D mask says which tokens are real."""
-    if _is_padding_mask(attention_mask):
-        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -hidden_states.shape[1] :]
-    seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-    return (torch.arange(hidden_states.shape[1], device=hidden_states.device) + seen)[None]
-
-
-def _restarts(position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> bool:
-    """Tell whether a position 0 follows a real token, that is, whether rows hold more than one conversation."""
-    if position_ids is None or position_ids.shape[-1] == 1 or torch.compiler.is_compiling():
-        return False
-    restart = position_ids[:, 1:] == 0
-    if _is_padding_mask(attention_mask):
-        real = attention_mask[:, -position_ids.shape[-1] :].bool()
-        restart = restart & real[:, :-1] & real[:, 1:]
-    elif attention_mask is not None:
-        return False
-    return bool(restart.any())
 
 
 def _window_bites(window: int | None, hidden_states: torch.Tensor, past_key_values: Cache | None) -> bool:
@@ -494,27 +474,10 @@ def _window_bites(window: int | None, hidden_states: torch.Tensor, past_key_valu
     return isinstance(seen, torch.Tensor) or seen + hidden_states.shape[1] > window
 
 
-def _exchange_last_ids(cache: Cache, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, layer_idx: int) -> torch.Tensor | None:
-    """Return the last cached id of each row, (batch, 1), None from an empty cache, and append input_ids to the cache.
-
-    The ids are kept as one more cache layer, so that reset, reorder, crop and batch selection follow the keys. At padding the
-    last real id is repeated, which lets a right-padded row go on.
-    """
-    if len(cache.layers) == layer_idx:
-        static = isinstance(cache.layers[0], StaticLayer)
-        cache.layers.append(StaticLayer(max_cache_len=cache.layers[0].max_cache_len) if static else DynamicLayer())
-    cache.layers.extend(DynamicLayer() for _ in range(layer_idx + 1 - len(cache.layers)))
-    layer, last_ids = cache.layers[layer_idx], None
-    seen = layer.get_seq_length()
-    if isinstance(seen, torch.Tensor):
-        last_ids = layer.keys[:, 0, :, 0].index_select(1, (seen - 1).clamp(min=0).view(1))
-    elif seen:
-        last_ids = layer.keys[:, 0, -1:, 0]
-    if _is_padding_mask(attention_mask):
-        real = attention_mask[:, -input_ids.shape[1] :].long()
-        input_ids = input_ids.gather(1, (real * torch.arange(input_ids.shape[1], device=input_ids.device)).cummax(-1).values)
-    layer.update(input_ids[:, None, :, None], input_ids[:, None, :, None])
-    return last_ids
+@cache
+def _compiled_run_layers() -> Callable:
+    """Compile once for all models: a model that held the compiled function could not be saved by torch, and its copies would run it."""
+    return torch.compile(GPTModel.run_layers, dynamic=False)
 
 
 __all__ = ["GPTForCausalLM", "GPTModel", "GPTPreTrainedModel", "varlen_attention_forward"]

@@ -6,6 +6,7 @@ A checkpoint folder holds model_<step>.pt (tensors) and meta_<step>.json (the ar
 import json
 import pickle
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +26,8 @@ _LAYER_NAMES = {
     "mlp.c_fc": "mlp.up_proj",
     "mlp.c_proj": "mlp.down_proj",
 }
-_VOCABULARY_ROWS = ("model.embed_tokens.weight", "lm_head.weight", "model.value_embeddings.")
-_VOCABULARY_MULTIPLE = 64  # later generations pad the vocabulary rows up to a multiple of this
+VOCABULARY_ROWS = ("model.embed_tokens.weight", "lm_head.weight", "model.value_embeddings.")
+VOCABULARY_MULTIPLE = 64  # later generations pad the vocabulary rows up to a multiple of this
 _SEQUENCE_FIELDS = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
 
 
@@ -68,14 +69,14 @@ def load_nanochat_checkpoint(folder: str | Path, step: int | None = None) -> Nan
     meta = _read_meta(folder / f"meta_{step:06d}.json")
     weights_file = folder / f"model_{step:06d}.pt"
     tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in _read_tensors(weights_file).items()}
-    config = _config(meta["model_config"], tensors, folder / f"meta_{step:06d}.json")
+    config = nanochat_config(meta["model_config"], tensors, folder / f"meta_{step:06d}.json")
     _patch_old_tensors(tensors, config)
     tensors = {name: tensor for name, tensor in tensors.items() if name not in ("cos", "sin")}
     names = {name: our_name(name) for name in tensors}
     _check_tensors(names, tensors, config, weights_file)
     state_dict = {names[name]: tensor for name, tensor in tensors.items()}
     rows = config.vocab_size
-    padding = {name: tensor[rows:] for name, tensor in state_dict.items() if name.startswith(_VOCABULARY_ROWS) and len(tensor) > rows}
+    padding = {name: tensor[rows:] for name, tensor in state_dict.items() if name.startswith(VOCABULARY_ROWS) and len(tensor) > rows}
     state_dict.update({name: state_dict[name][:rows] for name in padding})
     return NanochatCheckpoint(config, state_dict, padding, meta, step)
 
@@ -110,6 +111,32 @@ def our_name(name: str) -> str | None:
     return {"transformer.wte.weight": "model.embed_tokens.weight", "lm_head.weight": "lm_head.weight"}.get(name)
 
 
+def nanochat_names(config: GPTConfig) -> dict[str, str]:
+    """List nanochat's tensor names in the order of its state dict, each with ours.
+
+    >>> list(nanochat_names(GPTConfig(num_hidden_layers=1)))[:3]
+    ['transformer.wte.weight', 'transformer.h.0.attn.c_q.weight', 'transformer.h.0.attn.c_k.weight']
+    """
+    with_values = config.value_embedding_layers or []
+    names = ["resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda"] if config.residual_scaling else []
+    names.append("transformer.wte.weight")
+    for i in range(config.num_hidden_layers):
+        names += [f"transformer.h.{i}.{part}.weight" for part in _LAYER_NAMES if part != "attn.ve_gate" or i in with_values]
+    names.append("lm_head.weight")
+    if config.residual_scaling:
+        names += ["smear_gate.weight", *(f"value_embeds.{i}.weight" for i in with_values)]
+    return {name: our_name(name) for name in names}
+
+
+def padded_rows(vocab_size: int) -> int:
+    """Return the vocabulary rows that later generations store.
+
+    >>> padded_rows(4090), padded_rows(4096)
+    (4096, 4096)
+    """
+    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
 def layer_windows(pattern: str, num_layers: int, sequence_len: int) -> list[int]:
     """Turn nanochat's window pattern into keys seen per layer, the token itself included.
 
@@ -125,6 +152,27 @@ def layer_windows(pattern: str, num_layers: int, sequence_len: int) -> list[int]
     sizes = {"S": -(-quarter // 128) * 128, "L": sequence_len}
     letters = [pattern.upper()[i % len(pattern)] for i in range(num_layers - 1)] + ["L"]
     return [sizes[letter] + 1 for letter in letters]
+
+
+def window_pattern(windows: list[int] | None, sequence_len: int) -> str:
+    """Find the shortest pattern that gives these windows.
+
+    >>> window_pattern([257, 257, 1025, 257, 257, 1025], 1024)
+    'SSL'
+
+    Raises:
+        CheckpointError: where no pattern of S and L gives them.
+    """
+    sizes = {size: letter for letter in "SL" for size in layer_windows(letter + "L", 2, sequence_len)[:1]}
+    letters = "".join(sizes.get(window, "?") for window in windows or [])
+    for length in range(1, len(letters) + 1):
+        pattern = letters[:length]
+        if "?" not in pattern and layer_windows(pattern, len(letters), sequence_len) == windows:
+            return pattern
+    raise CheckpointError(
+        f"layer_windows is {windows}, which no window_pattern of nanochat gives: with sequence_len {sequence_len} each layer sees "
+        f"{' or '.join(map(str, sorted(sizes)))} keys and the last one sees {sequence_len + 1}."
+    )
 
 
 def _steps(folder: Path) -> list[int]:
@@ -181,8 +229,8 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _config(fields: dict, tensors: dict[str, torch.Tensor], path: Path) -> GPTConfig:
-    """Read the architecture off the meta file, and its generation off the tensors, as older meta files do not name it."""
+def nanochat_config(fields: dict, tensors: Collection[str], path: Path) -> GPTConfig:
+    """Read the architecture off the fields of a meta file, and its generation off the tensors, as older meta files do not name it."""
     layers = fields["n_layer"]
     unknown = set(fields) - {*_SEQUENCE_FIELDS, "window_pattern"}
     if unknown:
@@ -228,10 +276,10 @@ def _check_tensors(names: dict[str, str | None], tensors: dict[str, torch.Tensor
     missing = sorted(set(expected) - set(names.values()))
     if missing:
         raise CheckpointError(f"{path} lacks tensors of the model its meta file describes: {', '.join(missing[:10])}.")
-    padded_rows = -(-config.vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+    rows = padded_rows(config.vocab_size)
     for name, ours in names.items():
         shape, wanted = tuple(tensors[name].shape), tuple(expected[ours])
-        padded = (padded_rows, *wanted[1:]) if ours.startswith(_VOCABULARY_ROWS) else wanted
+        padded = (rows, *wanted[1:]) if ours.startswith(VOCABULARY_ROWS) else wanted
         if shape not in (wanted, padded):
             raise CheckpointError(f"{path}: {name} has shape {shape}, but the meta file's model needs {wanted}.")
 
@@ -244,4 +292,8 @@ __all__ = [
     "layer_windows",
     "load_nanochat_checkpoint",
     "load_nanochat_model",
+    "nanochat_config",
+    "nanochat_names",
+    "padded_rows",
+    "window_pattern",
 ]

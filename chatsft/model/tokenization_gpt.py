@@ -8,7 +8,16 @@ from functools import cached_property
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
-from .conversation import CHAT_TEMPLATE, SPECIAL_TOKENS, ConversationError, check_conversation, check_prompt, conversation_spans, describe
+from .conversation import (
+    CHAT_TEMPLATE,
+    SPECIAL_TOKENS,
+    ConversationError,
+    check_conversation,
+    check_prompt,
+    conversation_spans,
+    describe,
+    join_text_parts,
+)
 
 __all__ = ["ConversationError", "GPTTokenizer", "check_conversation"]
 
@@ -189,7 +198,7 @@ class GPTTokenizer(PreTrainedTokenizerFast):
         rows = []
         for index, chat in enumerate(chats):
             place = f"conversation {index}" if is_batch else ""
-            messages = check_conversation({"messages": list(chat)}, place)
+            messages = check_conversation({"messages": list(map(join_text_parts, chat))}, place)
             rows.append(self._render_chat(messages, add_generation_prompt, bool(continue_final_message)))
         return self._encode_chats(rows, is_batch, **kwargs)
 

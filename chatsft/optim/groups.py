@@ -14,6 +14,7 @@ ADAMW_2026 = {
     "resid_lambdas": {"betas": (0.8, 0.95), "weight_decay": 0.05},
     "x0_lambdas": {"betas": (0.96, 0.95), "weight_decay": 0.0},
     "smear_backout": {"betas": (0.8, 0.95), "weight_decay": 0.0},
+    "vectors": {"betas": (0.8, 0.95), "weight_decay": 0.0},
 }
 SCALAR_ROLES = {
     "resid_lambdas": "resid_lambdas",
@@ -41,8 +42,12 @@ def parameter_groups(
     The AdamW rates of vocabulary-sized weights scale with (width / 768) ** -0.5, the others do not. Tied embeddings form
     one group at the unembedding rate: the output side is the one that diverges at the embedding's.
 
+    Of other models, norms and biases (one dimension) are `vectors`, at 0.01 of scalar_lr without decay, as nanochat treats its gains on
+    the residual stream; further embeddings (learned positions) are treated as value embeddings. Stacked experts (three dimensions) are
+    matrices to AdamW and an error under Muon.
+
     Args:
-        model: a causal language model with `get_input_embeddings` and `get_output_embeddings`.
+        model: a causal language model with `get_input_embeddings` and `get_output_embeddings`, also one wrapped by peft.
         optimizer: "muon_2025", "muon_2026", or "adamw", which steps the matrices with AdamW at `matrix_lr`.
         weight_decay: of the matrices under muon_2026 and adamw; 2025's Muon decays nothing, there it is that of the
             embedding and unembedding, and so it is under adamw.
@@ -54,7 +59,7 @@ def parameter_groups(
     """
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer {optimizer!r} is unknown, expected one of {', '.join(OPTIMIZERS)}.")
-    width_scale = (model.get_input_embeddings().embedding_dim / 768) ** -0.5
+    width_scale = (model.get_input_embeddings().weight.shape[1] / 768) ** -0.5
     rates = {
         "unembedding": unembedding_lr * width_scale,
         "embedding": embedding_lr * width_scale,
@@ -62,9 +67,10 @@ def parameter_groups(
         "resid_lambdas": 0.01 * scalar_lr,
         "x0_lambdas": scalar_lr,
         "smear_backout": 0.2,
+        "vectors": 0.01 * scalar_lr,
         "matrices": matrix_lr,
     }
-    members = _params_by_role(model, rates)
+    members = _params_by_role(model, rates, most_dimensions=3 if optimizer == "adamw" else 2)
     return [
         {
             "name": role,
@@ -77,22 +83,21 @@ def parameter_groups(
     ]
 
 
-def _params_by_role(model: nn.Module, roles: Iterable[str]) -> dict[str, list[nn.Parameter]]:
+def _params_by_role(model: nn.Module, roles: Iterable[str], most_dimensions: int) -> dict[str, list[nn.Parameter]]:
     embeddings = _embedding_roles(model)
     members = {role: [] for role in roles}
     unknown = []
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue
-        role = embeddings.get(id(param)) or _role_by_name(name) or ("matrices" if param.ndim == 2 else None)
+        role = embeddings.get(id(param)) or _role_by_name(name) or _role_by_shape(param, most_dimensions)
         if role is None:
             unknown.append(f"{name} {tuple(param.shape)}")
         else:
             members[role].append(param)
     if unknown:
         raise ValueError(
-            f"no optimizer group for {', '.join(unknown)}: neither a matrix, an embedding, nor one of {', '.join(SCALAR_ROLES)}. "
-            "Freeze it with requires_grad_(False), or train with an optimizer of your own."
+            f"no optimizer group for {', '.join(unknown)}: Muon takes matrices of two dimensions. Set optimizer: adamw, which takes three."
         )
     return members
 
@@ -108,10 +113,18 @@ def _embedding_roles(model: nn.Module) -> dict[int, str]:
 
 
 def _role_by_name(name: str) -> str | None:
+    if "trainable_tokens_delta" in name:  # the rows of an embedding that peft trains
+        return "embedding"
     for ending, role in SCALAR_ROLES.items():
         if name == ending or name.endswith(f".{ending}"):
             return role
     return None
+
+
+def _role_by_shape(param: nn.Parameter, most_dimensions: int) -> str | None:
+    if param.ndim <= 1:
+        return "vectors"
+    return "matrices" if param.ndim <= most_dimensions else None
 
 
 def _hyperparameters(role: str, optimizer: str, weight_decay: float, precision: str | None) -> dict:

@@ -1,14 +1,19 @@
 """The model gives nanochat's logits, losses and gradients, and its own ways of computing agree with each other."""
 
+import contextlib
+import copy
+import io
+
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import StaticCache
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from chatsft.model.configuration_gpt import GPTConfig
-from chatsft.model.modeling_gpt import GPTForCausalLM
+from chatsft.model.head_loss import supervised_loss
+from chatsft.model.modeling_gpt import GPTForCausalLM, _compiled_run_layers
 from chatsft.model.nanochat_checkpoint import layer_windows, load_nanochat_model, our_name
 from tests.model.oracle import FIXTURES, assert_close, assert_same_logits, load_json, shift_labels
 
@@ -218,6 +223,27 @@ def test_the_cached_token_ids_follow_reorder_selection_crop_and_reset():
             assert_close(model(ids[:1], past_key_values=cache).logits, model(ids[:1]).logits)
 
 
+class NoStream(contextlib.nullcontext):
+    def wait_stream(self, other) -> None: ...
+
+
+def test_offloaded_keys_are_back_whenever_they_are_needed(monkeypatch):
+    def offload(layer):
+        layer.kept, layer.keys, layer.values = (layer.keys, layer.values), layer.keys.to("meta"), layer.values.to("meta")
+
+    def prefetch(layer):
+        if layer.is_initialized and layer.keys.is_meta:
+            layer.keys, layer.values = layer.kept
+
+    monkeypatch.setattr("torch.Stream", NoStream)
+    monkeypatch.setattr("torch.cuda.default_stream", lambda device: NoStream())
+    monkeypatch.setattr(DynamicLayer, "offload", offload)
+    monkeypatch.setattr(DynamicLayer, "prefetch", prefetch)
+    model = model_v2()
+    ids = random_ids(model, 2, 140)
+    assert_close(decode(model, ids, [100, 1, 1, 38], DynamicCache(config=model.config, offloading=True)), model(ids).logits)
+
+
 def packed_batch(rows: list[torch.Tensor]) -> dict:
     bounds = torch.tensor([0, *torch.tensor([len(row) for row in rows]).cumsum(0)], dtype=torch.int32)
     return {
@@ -244,6 +270,17 @@ def test_packed_conversations_equal_single_rows_and_never_see_each_other(build, 
     for i in (0, 2, 3):
         assert torch.equal(logits[i], packed[i])
     assert not torch.equal(logits[1], packed[1])
+
+
+@pytest.mark.parametrize("build", both_generations())
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "varlen"])
+def test_bounds_alone_keep_packed_conversations_apart(build, attention):
+    model = build()
+    model.set_attn_implementation(attention)
+    batch = packed_batch([random_ids(model, n, seed=n) for n in (5, 200, 1, 33)])
+    expected = model(**batch, use_cache=False).logits
+    del batch["position_ids"]
+    assert torch.equal(model(**batch, use_cache=False).logits, expected)
 
 
 @pytest.mark.parametrize(
@@ -295,6 +332,52 @@ def test_gradient_checkpointing_changes_no_gradient(build):
         model(ids, labels=ids).loss.backward()
     for a, b in zip(plain.parameters(), checkpointed.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
+
+
+def test_the_gradient_of_a_bfloat16_loss_is_scaled_exactly():
+    hidden, weight = torch.randn(2, 1, 9, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    whole, part = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    labels = torch.arange(9)[None]
+    supervised_loss(whole, weight[0], labels, 15.0).backward()
+    (supervised_loss(part, weight[0], labels, 15.0) / 3).backward()
+    assert torch.equal(part.grad, (whole.grad.float() / 3).bfloat16())
+
+
+def test_a_copy_of_a_compiled_model_runs_its_own_weights_and_torch_saves_it(monkeypatch):
+    monkeypatch.setattr("torch.compile", lambda function, **options: function)
+    _compiled_run_layers.cache_clear()
+    model = model_v1("mha").train()
+    model.model.compile_layers()
+    ids, copied, file = random_ids(model, 1, 9), copy.deepcopy(model), io.BytesIO()
+    torch.nn.init.zeros_(copied.model.layers[0].mlp.down_proj.weight)
+    compiled, copied.model.layers_are_compiled = copied(ids).logits, False
+    assert torch.equal(compiled, copied(ids).logits)
+    assert not torch.equal(compiled, model(ids).logits)
+    torch.save(model, file)
+    _compiled_run_layers.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("build", both_generations())
+@pytest.mark.parametrize("extra", [10, -12])
+def test_resizing_the_vocabulary_resizes_everything_looked_up_by_id(build, extra, tmp_path):
+    model = build()
+    size, ids = model.config.vocab_size + extra, random_ids(model, 1, 9).clamp(max=400)
+    with torch.no_grad():
+        before = model(ids).logits
+        model.resize_token_embeddings(size)
+        assert torch.equal(model(ids).logits[..., : size - 12], before[..., : size - 12])
+        ids[0, 3] = size - 1
+        model.save_pretrained(tmp_path)
+        assert torch.equal(GPTForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+
+
+def test_what_the_model_cannot_do_is_refused():
+    model = model_v1("mha")
+    with pytest.raises(ValueError, match="needs labels"):
+        model(random_ids(model, 1, 9), skip_logits=True)
+    with pytest.raises(ValueError, match="tie_word_embeddings"):
+        GPTForCausalLM(GPTConfig(tie_word_embeddings=True))
 
 
 def test_logits_to_keep_returns_the_last_positions():

@@ -1,6 +1,8 @@
-"""Reading nanochat's tokenizer.pkl: every recorded vocabulary, and files that are not what they should be."""
+"""Reading and writing nanochat's tokenizer.pkl: every recorded vocabulary, and files that are not what they should be."""
 
+import base64
 import collections
+import json
 import os
 import pickle
 import subprocess
@@ -9,9 +11,20 @@ from pathlib import Path
 
 import pytest
 import tiktoken
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from chatsft.model.conversation import SPECIAL_TOKENS
-from chatsft.model.nanochat_tokenizer import TokenizerFileError, load_nanochat_tokenizer
+from chatsft.model.nanochat_tokenizer import (
+    TokenizerFileError,
+    load_encoding,
+    load_nanochat_tokenizer,
+    pickle_encoding,
+    read_encoding,
+    save_nanochat_tokenizer,
+)
 
 FOLDER = Path(__file__).parent.parent / "fixtures/tokenizer"
 TEXTS = ["Hello world, it's 12345 o'clock!", "naïve  café\n\n\tif x:\n        return 日本語", "", "<|bos|>", "emoji 👩‍👩‍👧 \x00\x7f"]
@@ -145,3 +158,100 @@ def test_a_registered_encoding_is_refused(tmp_path):
 def test_a_foreign_vocabulary_is_refused(tmp_path, changes, problem):
     with pytest.raises(TokenizerFileError, match=problem):
         load_nanochat_tokenizer(write(tmp_path, pickle.dumps(encoding_with(**changes))))
+
+
+@pytest.fixture(scope="module", params=["v1", "v2_4090", "v1_512", "v2_500"])
+def returned(request, tmp_path_factory) -> tuple[tiktoken.Encoding, tiktoken.Encoding]:
+    """Give nanochat's Encoding and what tiktoken loads after the way to tokenizer.json and back."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    load_nanochat_tokenizer(FOLDER / request.param).save_pretrained(folder)
+    save_nanochat_tokenizer(load_encoding(folder / "tokenizer.json"), folder / "back", counts_raw_bytes=True)
+    return tuple(pickle.loads((path / "tokenizer.pkl").read_bytes()) for path in (FOLDER / request.param, folder / "back"))
+
+
+def test_tiktoken_loads_an_equal_encoding(returned):
+    before, after = returned
+    assert type(after) is tiktoken.Encoding
+    assert after.__getstate__() == before.__getstate__()
+    assert list(after._mergeable_ranks) == list(before._mergeable_ranks)
+    assert (after.n_vocab, after.max_token_value, after.name) == (before.n_vocab, before.max_token_value, "rustbpe")
+    for text in TEXTS:
+        assert after.encode_ordinary(text) == before.encode_ordinary(text)
+        assert after.encode(text, allowed_special="all") == before.encode(text, allowed_special="all")
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(max_size=60))
+def test_tiktoken_encodes_any_text_as_before(returned, text):
+    before, after = returned
+    assert after.encode_ordinary(text) == before.encode_ordinary(text)
+
+
+def test_writing_needs_no_tiktoken(tmp_path, monkeypatch):
+    encoding = read_encoding(FOLDER / "v1_512/tokenizer.pkl")
+    for name in [name for name in sys.modules if name.split(".")[0] in ("tiktoken", "tiktoken_ext")]:
+        monkeypatch.setitem(sys.modules, name, None)  # importing it raises
+    save_nanochat_tokenizer(encoding, tmp_path, counts_raw_bytes=False)
+    assert read_encoding(tmp_path / "tokenizer.pkl") == encoding
+
+
+@settings(max_examples=30, deadline=None)
+@given(name=st.text(), tokens=st.sets(st.binary(min_size=2, max_size=300), max_size=20))
+def test_any_vocabulary_pickles(name, tokens):
+    ranks = {token: rank for rank, token in enumerate([bytes([byte]) for byte in range(256)] + sorted(tokens))}
+    state = {"name": name, "pat_str": r"\s+|\S+", "mergeable_ranks": ranks, "special_tokens": {"<|bos|>": len(ranks)}}
+    assert pickle.loads(pickle_encoding(state)).__getstate__() == state
+
+
+@pytest.mark.parametrize(("name", "counts_raw_bytes"), [("v1", False), ("v2_4090", True)])
+def test_token_bytes_are_the_recorded_ones_of_each_generation(tmp_path, name, counts_raw_bytes):
+    recorded = torch.load(FOLDER / name / "token_bytes.pt")
+    for counts in (True, False):
+        save_nanochat_tokenizer(read_encoding(FOLDER / name / "tokenizer.pkl"), tmp_path, counts_raw_bytes=counts)
+        written = torch.load(tmp_path / "token_bytes.pt")
+        assert written.dtype == recorded.dtype == torch.int32
+        assert torch.equal(written, recorded) is (counts is counts_raw_bytes)
+        assert written[-9:].tolist() == [0] * 9
+
+
+def test_a_tokenizer_json_that_transformers_made_comes_back(tmp_path):
+    encoding = read_encoding(FOLDER / "v1/tokenizer.pkl")
+    lines = [base64.b64encode(token) + b" " + str(rank).encode() for token, rank in encoding["mergeable_ranks"].items()]
+    (tmp_path / "x.tiktoken").write_bytes(b"\n".join(lines))
+    converter = TikTokenConverter(str(tmp_path / "x.tiktoken"), encoding["pat_str"], extra_special_tokens=encoding["special_tokens"])
+    converter.converted().save(str(tmp_path / "tokenizer.json"))
+    assert load_encoding(tmp_path / "tokenizer.json") == encoding
+
+
+def save_changed(folder: Path, change) -> Path:
+    load_nanochat_tokenizer(FOLDER / "v1_512").save_pretrained(folder)
+    path = folder / "tokenizer.json"
+    parts = json.loads(path.read_text())
+    change(parts)
+    path.write_text(json.dumps(parts))
+    return path
+
+
+def swap_merges(parts: dict) -> None:
+    merges = parts["model"]["merges"]
+    merges[0], merges[-1] = merges[-1], merges[0]
+
+
+def rename_token(parts: dict) -> None:
+    parts["model"]["vocab"]["\U0001f600"] = parts["model"]["vocab"].pop("ÿ")  # byte 255, which no merge needs
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (swap_merges, "merges are not in the order of the ranks"),
+        (rename_token, "not spelled in byte characters"),
+        (lambda parts: parts.update(normalizer={"type": "NFC"}), "not a byte-level BPE as nanochat's"),
+        (lambda parts: parts.update(pre_tokenizer=None), "not a byte-level BPE as nanochat's"),
+        (lambda parts: parts["added_tokens"].pop(), "special tokens are"),
+        (lambda parts: parts["model"].update(vocab={"a": 0}, merges=[]), "some single bytes have no token"),
+    ],
+)
+def test_a_tokenizer_json_that_tiktoken_cannot_express_is_refused(tmp_path, change, problem):
+    with pytest.raises(TokenizerFileError, match=rf"tokenizer\.json: .*{problem}"):
+        load_encoding(save_changed(tmp_path, change))

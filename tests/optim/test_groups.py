@@ -130,9 +130,20 @@ def test_names_may_carry_a_wrapper_prefix():
 
 def test_a_parameter_without_a_role_is_an_error_that_names_it():
     model = build_model()
-    model.model.layers[2].norm = nn.LayerNorm(48)
-    with pytest.raises(ValueError, match=r"model\.layers\.2\.norm\.weight \(48,\).*requires_grad_"):
+    model.model.layers[2].experts = nn.Conv1d(48, 48, 3, bias=False)
+    with pytest.raises(ValueError, match=r"model\.layers\.2\.experts\.weight \(48, 48, 3\).*optimizer: adamw"):
         parameter_groups(model, optimizer="muon_2026", **RATES)
+    assert "matrices" in {group["name"] for group in parameter_groups(model, optimizer="adamw", **RATES)}
+
+
+def test_norms_and_biases_of_another_model_are_vectors_at_a_hundredth_of_the_scalar_rate():
+    model = build_model()
+    model.model.layers[2].norm = nn.LayerNorm(48)
+    groups = {group["name"]: group for group in parameter_groups(model, optimizer="muon_2026", **RATES)}
+    norm = model.model.layers[2].norm
+    assert [id(param) for param in groups["vectors"]["params"]] == [id(norm.weight), id(norm.bias)]
+    assert (groups["vectors"]["kind"], groups["vectors"]["weight_decay"]) == ("adamw", 0.0)
+    assert groups["vectors"]["lr"] == pytest.approx(0.005)
 
 
 def test_unknown_optimizer_names_the_known_ones():

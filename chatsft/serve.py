@@ -1,0 +1,43 @@
+"""Serve a model over HTTP, as OpenAI's API: transformers' own server, with this package's models known to it.
+
+    python -m chatsft.serve CHECKPOINT [--port 8000] [what `transformers serve` takes]
+
+`transformers serve` looks a model's class up in transformers alone, so it cannot load models that bring their code along.
+`transformers chat` and every OpenAI client talk to either.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import transformers
+from transformers.cli.transformers import app
+from transformers.utils.import_utils import is_serve_available
+
+from chatsft.model.loading import load_tokenizer
+from chatsft.model.modeling_gpt import GPTForCausalLM
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the server until it is stopped; a model that does not load ends it with one line on stderr and exit code 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        check_serving(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    transformers.GPTForCausalLM = GPTForCausalLM
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return app(["serve", *arguments], standalone_mode=False) or 0
+
+
+def check_serving(arguments: Sequence[str]) -> None:
+    """Look at the model that is to be served before the server starts."""
+    if not is_serve_available():
+        raise ValueError("the server needs fastapi, uvicorn, openai and pydantic. Install them: pip install 'transformers[serving]'.")
+    if arguments and not arguments[0].startswith("-"):
+        load_tokenizer(arguments[0])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
