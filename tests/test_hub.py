@@ -211,4 +211,4 @@ def test_a_repository_without_files_is_a_clear_error(hub, tmp_path):
     hub.repositories["somebody/empty"] = {}
     run = train(tmp_path / "model", hub_environment(hub.endpoint, tmp_path), "model_name_or_path=somebody/empty", "tokenizer_path=null")
     assert run.returncode == 2
-    assert run.stderr.splitlines()[-1].startswith("error: somebody/empty holds no tokenizer on the Hub")
+    assert run.stderr.splitlines()[-1].startswith("error: somebody/empty does not load: ")

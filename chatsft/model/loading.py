@@ -149,7 +149,7 @@ def _read_tokenizer(name: str) -> PreTrainedTokenizerBase:
     files = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
     if not folder.is_dir() and not any(cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files):
         raise LoadingError(
-            f"{name} does not load: it is no folder, and neither the Hub nor its cache gives a tokenizer for it (none of {', '.join(files)}). "
+            f"{name} does not load: no folder here, and no tokenizer on the Hub or in its cache (none of {', '.join(files)}). "
             "Check the name, or set tokenizer_path."
         )
     return AutoTokenizer.from_pretrained(name)
