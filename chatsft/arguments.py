@@ -111,6 +111,8 @@ class ChatArguments(TrainingArguments):
         final_lr_frac: what the rates fall to.
         loss_average: "token", over the supervised tokens of a step, or "micro_batch", nanochat's mean of means.
         torch_compile: compile the layers for training (Trainer itself would compile the whole model, evaluation included).
+        activation_memory_budget: with torch_compile, the share of the activations that is kept for the backward pass; below 1 the cheap
+            ones are computed again (docs/benchmarks.md has memory and speed).
         muon_precision: "bfloat16" or "float32" for Muon's matrix products; by default bfloat16 on a GPU.
     """
 
@@ -124,7 +126,10 @@ class ChatArguments(TrainingArguments):
     warmdown_ratio: float = 1.0
     final_lr_frac: float = 0.0
     loss_average: str = "token"
+    activation_memory_budget: float = 1.0
     muon_precision: str | None = None
+    # Batches go to the GPU while it works on the one before.
+    accelerator_config: dict | str | None = field(default_factory=lambda: {"non_blocking": True})
     # The mixture is shuffled already, and nanochat neither clips gradients nor hides a NaN.
     max_grad_norm: float = 0.0
     train_sampling_strategy: str = "sequential"
@@ -144,6 +149,8 @@ class ChatArguments(TrainingArguments):
         _check_choice("optimizer", self.optimizer, ("muon_2025", "muon_2026", "adamw"))
         _check_choice("lora_optimizer", self.lora_optimizer, ("muon_2025", "muon_2026", "adamw"))
         _check_choice("loss_average", self.loss_average, ("token", "micro_batch"))
+        if not 0 <= self.activation_memory_budget <= 1:
+            raise RecipeError(f"activation_memory_budget is {self.activation_memory_budget}; it is a share, from 0 to 1.")
         if self.per_device_train_batch_size < 1:
             raise RecipeError(f"per_device_train_batch_size is {self.per_device_train_batch_size}; it must be at least 1.")
         if self.label_smoothing_factor:

@@ -27,9 +27,9 @@ from chatsft.adapters import (
     save_base_record,
     save_merged,
 )
-from chatsft.arguments import DataArguments, ModelArguments, RecipeError
+from chatsft.arguments import ChatArguments, DataArguments, ModelArguments, RecipeError
 from chatsft.callbacks import ConsoleCallback, FinalEvaluation
-from chatsft.data.collator import FlatteningCollator, PaddingCollator
+from chatsft.data.collator import EvaluationCollator, FlatteningCollator, PaddingCollator
 from chatsft.data.mixture import load_mixture
 from chatsft.data.packing import ConversationRows, conversation_lengths, fill_up, pack_rows, pack_steps, shuffle_rows, single_rows
 from chatsft.data.rendering import render_dataset
@@ -39,7 +39,10 @@ from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.model.packed_attention import prepare_attention
 from chatsft.model_card import save_model_card
 from chatsft.recipe import Recipe, load_recipe
-from chatsft.trainer import ChatTrainer
+from chatsft.trainer import ChatTrainer, can_skip_logits
+
+EVALUATED_TOGETHER = 16
+"""Batches of the validation loss that go through the model at a time; which conversations make a batch is the recipe's."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,13 +77,14 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
     pad_token_id = padding_id(tokenizer)
     batches = plan_batches(train_rendered, data, args.per_device_train_batch_size, args.world_size, pad_token_id, args.seed)
     args.gradient_accumulation_steps = batches.gradient_accumulation_steps
+    evaluation = eval_rendered and plan_evaluation(eval_rendered, args, pad_token_id, data.packing and can_skip_logits(model))
     trainer = ChatTrainer(
         model=model,
         args=args,
         train_dataset=batches.dataset,
-        eval_dataset=eval_rendered and plan_evaluation(eval_rendered, args.per_device_eval_batch_size * args.world_size),
+        eval_dataset=evaluation and evaluation.dataset,
         data_collator=batches.collator,
-        eval_data_collator=PaddingCollator(pad_token_id),
+        eval_data_collator=evaluation and evaluation.collator,
         processing_class=tokenizer,
         callbacks=[ConsoleCallback, FinalEvaluation, *callbacks],
     )
@@ -169,9 +173,18 @@ def plan_batches(
     return Batches(ConversationRows(rendered, rows), collator, accumulation)
 
 
-def plan_evaluation(rendered: datasets.Dataset, rows_multiple: int) -> ConversationRows:
-    """Give each conversation a row, and every process as many rows, so that none is counted twice."""
-    return ConversationRows(rendered, fill_up(single_rows(len(rendered)), rows_multiple))
+def plan_evaluation(rendered: datasets.Dataset, args: ChatArguments, pad_token_id: int, packing: bool) -> Batches:
+    """Arrange conversations for the validation loss, with as many rows for every process, so that none is counted twice.
+
+    Packed, a row is a batch of per_device_eval_batch_size conversations, and several rows go through the model at a time, which changes
+    per_device_eval_batch_size; otherwise each conversation is padded to the longest of its batch.
+    """
+    rows, collator = single_rows(len(rendered)), PaddingCollator(pad_token_id)
+    if packing:
+        size, args.per_device_eval_batch_size = args.per_device_eval_batch_size, EVALUATED_TOGETHER
+        rows = [list(range(first, min(first + size, len(rendered)))) for first in range(0, len(rendered), size)]
+        collator = EvaluationCollator(pad_token_id)
+    return Batches(ConversationRows(rendered, fill_up(rows, args.per_device_eval_batch_size * args.world_size)), collator, 1)
 
 
 def divide(key: str, wanted: int, per_micro_batch: int, unit: str) -> int:

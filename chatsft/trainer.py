@@ -42,10 +42,11 @@ class ChatTrainer(Trainer):
         self.supervised_tokens = torch.zeros((), dtype=torch.long)
         self.throughput = ThroughputMeter(self.model, self.args.world_size)
         base = without_adapter(self.model)
+        self.skips_logits = can_skip_logits(self.model)
         if not self.model_accepts_loss_kwargs:
             raise ValueError(f"{type(base).__name__} takes no num_items_in_batch, without which the loss cannot be averaged over a step.")
         if self.args.compile_layers and isinstance(base, GPTForCausalLM):
-            base.model.compile_layers()
+            base.model.compile_layers(self.args.activation_memory_budget)
         elif self.args.compile_layers:
             logger.warning("torch_compile compiles the layers of chatsft's own models; %s runs as it is", type(base).__name__)
 
@@ -90,11 +91,8 @@ class ChatTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Compute the loss on supervised positions alone where the model knows how: our own, with a plain head."""
-        base = without_adapter(self.accelerator.unwrap_model(model))
-        if isinstance(base, GPTForCausalLM) and isinstance(base.lm_head, nn.Linear):
-            inputs = {**inputs, "skip_logits": True, "use_cache": False}
-        else:
-            inputs = plain_inputs(inputs, num_items_in_batch)
+        alone = {"skip_logits": True, "use_cache": False}
+        inputs = {**inputs, **alone} if self.skips_logits else plain_inputs(inputs, num_items_in_batch)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
@@ -132,15 +130,24 @@ class ChatTrainer(Trainer):
         model.eval()
         sums = torch.zeros(4, device=self.args.device, dtype=torch.float64)
         for batch in dataloader:
-            batch.pop("num_tokens")
-            tokens = (batch["labels"] != -100).sum().double().to(sums.device)
-            with self.compute_loss_context_manager():
-                loss = self.compute_loss(model, self._prepare_inputs(batch)).double()
-            sums += torch.stack([loss, (tokens > 0).double(), loss * tokens, tokens])
+            losses, tokens = self._sum_losses(model, self._prepare_inputs(batch))
+            sums += torch.stack([(losses / tokens.clamp(min=1)).sum(), (tokens > 0).sum(), losses.sum(), tokens.sum()])
         batch_losses, batches, token_losses, tokens = self.accelerator.gather(sums[None]).sum(0).tolist()
         self.throughput.restart()
         metrics = {f"{metric_key_prefix}_loss": batch_losses / batches, f"{metric_key_prefix}_token_loss": token_losses / tokens}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=self.num_examples(dataloader))
+
+    def _sum_losses(self, model, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the summed token losses and the supervised tokens, float64, of each row of an EvaluationCollator, or of a padded batch."""
+        batch.pop("num_tokens")
+        rows = batch.pop("row_ids", None)
+        with self.compute_loss_context_manager():
+            if rows is None:
+                tokens = (batch["labels"] != -100).sum().double()[None]
+                return self.compute_loss(model, batch).double() * tokens, tokens
+            losses = model(**batch, skip_logits=True, reduce_loss=False, use_cache=False).loss.double()
+        sums = losses.new_zeros(2, self.args.eval_batch_size).index_add_(1, rows, torch.stack([losses, torch.ones_like(losses)]))
+        return sums[0], sums[1]
 
     def init_hf_repo(self, *args, **kwargs) -> None:
         """Make the repository, and see that this token may write to it while nothing has been trained yet."""
@@ -171,6 +178,12 @@ class ChatTrainer(Trainer):
         figures = {"lr_multiplier": multiplier, "supervised_tokens": int(self.supervised_tokens)} | self.throughput.read() | rates
         self.supervised_tokens = torch.zeros_like(self.supervised_tokens)
         return figures
+
+
+def can_skip_logits(model: nn.Module) -> bool:
+    """Tell whether a model computes the loss on supervised positions alone: ours do, as long as their head is a plain one."""
+    base = without_adapter(model)
+    return isinstance(base, GPTForCausalLM) and isinstance(base.lm_head, nn.Linear)
 
 
 def without_adapter(model: nn.Module) -> nn.Module:

@@ -50,6 +50,28 @@ class FlatteningCollator:
         return ids, labels, np.append(row["seq_lengths"], free) if free else row["seq_lengths"]
 
 
+class EvaluationCollator:
+    """Join rows end to end as FlatteningCollator does, without filling them up, and number the row of each supervised position.
+
+    A row is what one number is wanted for: here the conversations whose mean loss is taken together.
+    """
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[dict]) -> dict:
+        lengths = np.concatenate([row["seq_lengths"] for row in rows])
+        row = {name: np.concatenate([row[name] for row in rows]) for name in ("input_ids", "labels")} | {"seq_lengths": lengths}
+        batch = FlatteningCollator(max(1, len(row["input_ids"])), self.pad_token_id, len(lengths), loss_chunk=1)([row])
+        row_of_token = np.repeat(np.arange(len(rows)), [len(row["input_ids"]) for row in rows])
+        longest = int(lengths.max(initial=1))
+        return batch | {
+            "max_length_q": longest,
+            "max_length_k": longest,
+            "row_ids": torch.from_numpy(row_of_token)[batch["supervised_positions"]],
+        }
+
+
 class PaddingCollator:
     """Pad one conversation a row on the right to the longest of the batch, as nanochat's 2025 loop does.
 

@@ -1,16 +1,23 @@
 """Variable-length attention: packed conversations in one flat row, each attending to itself only.
 
-Registered as attn_implementation "varlen". Without sequence bounds (generation, padded batches) it is transformers' SDPA.
+Registered as attn_implementation "varlen", which runs everywhere, and "varlen_flash_4", which runs on FlashAttention 4 where that can.
+Without sequence bounds (generation, padded batches) both are transformers' SDPA.
 """
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from .flash_attention import flash_4_varlen, torch_varlen
+
+VARLEN = ("varlen", "varlen_flash_4")
+"""The attentions that need no mask where the bounds of the conversations are given."""
 
 
 def varlen_attention_forward(
@@ -26,6 +33,7 @@ def varlen_attention_forward(
     dropout: float = 0.0,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    kernel: Callable = torch_varlen,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """Attend within the segments bounded by cu_seq_lens_q.
@@ -35,6 +43,7 @@ def varlen_attention_forward(
         sliding_window: keys a query sees, itself included.
         cu_seq_lens_q: (segments + 1,) int32 bounds; a repeated last bound is an empty segment.
         max_length_q: longest segment the bounds may hold.
+        kernel: what computes it on a GPU in half precision.
 
     Returns:
         (1, tokens, heads, head_dim), and None for the weights, which are never formed.
@@ -53,10 +62,9 @@ def varlen_attention_forward(
         query, key, value = (states.to(torch.get_autocast_dtype(device)) for states in (query, key, value))
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        window = (-1 if sliding_window is None else sliding_window - 1, 0)
         key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
-        bounds = cu_seq_lens_q
-        output = varlen_attn(query, key, value, bounds, bounds, max_length_q, max_length_q, scale=scaling, window_size=window)
+        scale, window = scaling or query.shape[-1] ** -0.5, -1 if sliding_window is None else sliding_window - 1
+        output = kernel(query, key, value, cu_seq_lens_q, max_length_q, scale, window)
     else:
         output = _segment_by_segment(query, key, value, cu_seq_lens_q.tolist(), scaling, sliding_window)
     return output[None], None
@@ -108,4 +116,6 @@ def eager_attention_forward(
 
 
 AttentionInterface.register("varlen", varlen_attention_forward)
-AttentionMaskInterface.register("varlen", sdpa_mask)
+AttentionInterface.register("varlen_flash_4", partial(varlen_attention_forward, kernel=flash_4_varlen))
+for name in VARLEN:
+    AttentionMaskInterface.register(name, sdpa_mask)

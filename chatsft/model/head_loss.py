@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 CHUNK = 4096
-"""Positions per chunk: the float32 logits of one chunk are the memory the loss takes."""
+"""Positions per chunk: the logits of one chunk are the memory the loss takes."""
 
 IGNORED = -100
 """Label of a position that is not trained on."""
@@ -27,38 +27,66 @@ def supervised_loss(
         weight: (vocabulary, width) of the head.
         shift_labels: (batch, length), the id each position should predict, -100 where none.
         softcap: logits become softcap * tanh(logits / softcap); None leaves them.
-        positions: indices into the flattened positions that carry labels, padded with -1; found from the labels when None,
-            which on a GPU makes the host wait.
+        positions: indices into the flattened positions that carry labels, each once, padded with -1; found from the labels when
+            None, which on a GPU makes the host wait.
 
     Returns:
         A float32 scalar, 0 where no position is supervised.
     """
-    hidden_states, labels = hidden_states.flatten(0, 1), shift_labels.flatten()
+    hidden_states, positions, targets = _supervised(hidden_states, shift_labels, positions)
+    return _HeadLoss.apply(hidden_states, weight, positions, targets, softcap)
+
+
+def token_losses(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    shift_labels: torch.Tensor,
+    softcap: float | None,
+    positions: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the cross-entropy of each supervised position, (positions,) in float32, without gradients; 0 where padded.
+
+    Takes what `supervised_loss` takes.
+    """
+    hidden_states, positions, targets = _supervised(hidden_states, shift_labels, positions)
+    weight = weight.to(hidden_states.dtype)
+    losses = [
+        _losses(hidden_states[places] @ weight.t(), labels, softcap)
+        for places, labels in zip(positions.split(CHUNK), targets.split(CHUNK), strict=True)
+    ]
+    return torch.cat(losses)
+
+
+def _supervised(
+    hidden_states: torch.Tensor, shift_labels: torch.Tensor, positions: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return flat hidden states, the positions with labels, and these labels."""
+    labels = shift_labels.flatten()
     if positions is None:
         positions = (labels != IGNORED).nonzero().flatten()
-    targets = torch.where(positions >= 0, labels[positions], IGNORED)
-    return _HeadLoss.apply(hidden_states[positions], weight, targets, softcap)
+    return hidden_states.flatten(0, 1), positions, torch.where(positions >= 0, labels[positions], IGNORED)
 
 
 class _HeadLoss(torch.autograd.Function):
     """Summed softcapped cross-entropy whose gradient is formed chunk by chunk in the forward pass."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, softcap):
+    def forward(ctx, hidden, weight, positions, targets, softcap):
         compute_weight = weight.to(hidden.dtype)
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        loss_and_gradient = _compiled_loss_and_gradient() if hidden.is_cuda and len(hidden) % CHUNK == 0 else _loss_and_gradient
+        loss_and_gradient = _compiled_loss_and_gradient() if hidden.is_cuda and len(positions) % CHUNK == 0 else _loss_and_gradient
         loss = hidden.new_zeros((), dtype=torch.float32)
-        grad_hidden = torch.zeros_like(hidden) if needs_grad else None
+        grad_hidden = hidden.new_zeros(len(hidden) + 1, hidden.shape[1]) if needs_grad else None  # the last row is that of position -1
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
-        for start in range(0, len(hidden), CHUNK):
-            chunk, labels = hidden[start : start + CHUNK], targets[start : start + CHUNK]
+        for places, labels in zip(positions.split(CHUNK), targets.split(CHUNK), strict=True):
+            chunk = hidden[places]
+            logits = chunk @ compute_weight.t()
             if needs_grad:
-                part, grad_logits = loss_and_gradient(chunk @ compute_weight.t(), labels, softcap)
-                grad_hidden[start : start + CHUNK] = grad_logits @ compute_weight
-                grad_weight += grad_logits.t() @ chunk
+                part, grad_logits = loss_and_gradient(logits, labels, softcap)
+                grad_hidden[places] = grad_logits @ compute_weight
+                _add_product(grad_weight, grad_logits.t(), chunk)
             else:
-                part = _loss(chunk @ compute_weight.t(), labels, softcap)
+                part = _losses(logits, labels, softcap).sum()
             loss += part
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
@@ -68,29 +96,39 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx, grad_loss):
         grad_hidden, grad_weight = ctx.saved_tensors
         # 1 / tokens in bfloat16 would be up to 0.4 % off, for the whole trunk alike
-        return (grad_hidden.float() * grad_loss).to(grad_hidden.dtype), (grad_weight * grad_loss).to(ctx.weight_dtype), None, None
+        grad_hidden = (grad_hidden[:-1].float() * grad_loss).to(grad_hidden.dtype)
+        return grad_hidden, (grad_weight * grad_loss).to(ctx.weight_dtype), None, None, None
 
 
-def _loss(logits: torch.Tensor, targets: torch.Tensor, softcap: float | None) -> torch.Tensor:
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add left @ right to a float32 total; on a GPU without rounding the product to the factors' dtype on the way."""
+    if total.is_cuda and left.dtype != total.dtype:
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    else:
+        total += left @ right
+
+
+def _losses(logits: torch.Tensor, targets: torch.Tensor, softcap: float | None) -> torch.Tensor:
     logits = logits.float()
     capped = logits if softcap is None else softcap * torch.tanh(logits / softcap)
-    return F.cross_entropy(capped, targets, ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(capped, targets, ignore_index=IGNORED, reduction="none")
 
 
 def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor, softcap: float | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the summed loss of a chunk and its gradient with respect to the logits before the cap.
 
-    With z = cap * tanh(y / cap), d loss / d y = (softmax(z) - onehot) * (1 - tanh(y / cap)^2).
+    With z = cap * tanh(y / cap), d loss / d y = (softmax(z) - onehot) * (1 - tanh(y / cap)^2). Capped logits need no maximum taken
+    off before exp, and a sigmoid is the tanh that compiles to two fast operations; both spare a third of the time.
     """
     logits, dtype = logits.float(), logits.dtype
-    tanh = None if softcap is None else torch.tanh(logits / softcap)
+    tanh = None if softcap is None else 2 * torch.sigmoid(logits * (2 / softcap)) - 1
     capped = logits if softcap is None else softcap * tanh
+    is_small = softcap is not None and softcap <= 60
+    normalizer = capped.exp().sum(-1, keepdim=True).log() if is_small else capped.logsumexp(-1, keepdim=True)
     supervised = targets != IGNORED
-    index = targets.clamp(min=0)[:, None]
-    log_normalizer = torch.logsumexp(capped, dim=-1, keepdim=True)
-    loss = ((log_normalizer - capped.gather(1, index))[:, 0] * supervised).sum()
-    gradient = torch.exp(capped - log_normalizer)
-    gradient = gradient.scatter_add(1, index, -torch.ones_like(index, dtype=gradient.dtype))
+    loss = ((normalizer - capped.gather(1, targets.clamp(min=0)[:, None]))[:, 0] * supervised).sum()
+    onehot = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    gradient = torch.exp(capped - normalizer) - onehot.float()
     if tanh is not None:
         gradient = gradient * (1 - tanh * tanh)
     return loss, (gradient * supervised[:, None]).to(dtype)

@@ -12,6 +12,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._functorch import config as functorch_config
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
@@ -22,9 +23,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import eager_attention_forward, varlen_attention_forward
+from .attention import VARLEN, eager_attention_forward, varlen_attention_forward
 from .configuration_gpt import GPTConfig
-from .head_loss import supervised_loss
+from .head_loss import supervised_loss, token_losses
 from .positions import count_positions, exchange_last_ids, restarts
 from .rotary import rotary_embeddings, rotate
 from .serving import ENGINES, check_engine, runs_in_engine
@@ -129,12 +130,29 @@ class GPTMLP(nn.Module):
 
 
 class GPTDecoderLayer(GradientCheckpointingLayer):
+    """Attention and MLP, each on the normed residual stream; 2026 models first mix the embeddings back in, by learned scales."""
+
     def __init__(self, config: GPTConfig, layer_idx: int):
         super().__init__()
         self.self_attn = GPTAttention(config, layer_idx)
         self.mlp = GPTMLP(config)
+        self.memory_budget: float | None = None  # set where the layer is compiled
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        if self.memory_budget is None or not self.training:
+            return self.run(hidden_states, **kwargs)
+        with functorch_config.patch(activation_memory_budget=self.memory_budget):  # read when the first call compiles
+            return _compiled_layer()(self, hidden_states, **kwargs)
+
+    def run(
+        self,
+        hidden_states: torch.Tensor,
+        initial: torch.Tensor | None = None,
+        scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        if scales is not None:
+            hidden_states = scales[0] * hidden_states + scales[1] * initial
         hidden_states = hidden_states + self.self_attn(norm(hidden_states), **kwargs)[0]
         return hidden_states + self.mlp(norm(hidden_states))
 
@@ -239,12 +257,19 @@ class GPTModel(GPTPreTrainedModel):
         if config.backout:
             self.backout_lambda = nn.Parameter(torch.full((1,), 0.2))
         self.gradient_checkpointing = False
-        self.layers_are_compiled = False
         self.post_init()
 
-    def compile_layers(self) -> None:
-        """Compile the layers for training, where batches have one constant shape; evaluation and generation stay as they are."""
-        self.layers_are_compiled = True
+    def compile_layers(self, activation_memory_budget: float = 1.0) -> None:
+        """Compile the layers for training, where batches have one constant shape; evaluation and generation stay as they are.
+
+        Equal layers share what is compiled, so this takes as long for twelve as for one.
+
+        Args:
+            activation_memory_budget: share of the activations that is kept for the backward pass where keeping is fastest; the rest is
+                computed again, the cheapest first (torch._functorch.config). 1 keeps what is fastest.
+        """
+        for layer in self.layers:
+            layer.memory_budget = activation_memory_budget
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed_tokens
@@ -293,44 +318,33 @@ class GPTModel(GPTPreTrainedModel):
             position_ids = count_positions(hidden_states, attention_mask, past_key_values, kwargs.get("cu_seq_lens_q"))
         if self.config.smear:
             hidden_states = self._smear(hidden_states, input_ids, position_ids, attention_mask, past_key_values)
-        if "cu_seq_lens_q" in kwargs and self.config._attn_implementation == "varlen":
+        if "cu_seq_lens_q" in kwargs and self.config._attn_implementation in VARLEN:
             masks = dict.fromkeys(self.config.layer_windows or [None])
         else:
             masks = window_masks(self.config, hidden_states, attention_mask, past_key_values, position_ids)
-        run_layers = _compiled_run_layers() if self.training and self.layers_are_compiled else GPTModel.run_layers
-        hidden_states = run_layers(self, hidden_states, input_ids, position_ids, masks, past_key_values=past_key_values, **kwargs)
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
-
-    def run_layers(
-        self,
-        hidden_states: torch.Tensor,
-        input_ids: torch.Tensor | None,
-        position_ids: torch.Tensor,
-        masks: dict[int | None, torch.Tensor | None],
-        **kwargs,
-    ) -> torch.Tensor:
-        """Pass the embedded tokens through all layers and the last norm; this is the part worth compiling."""
         position_embeddings = rotary_embeddings(position_ids, self.config)
+        hidden_states = self._run_layers(
+            hidden_states, input_ids, masks, position_embeddings=position_embeddings, past_key_values=past_key_values, **kwargs
+        )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def _run_layers(
+        self, hidden_states: torch.Tensor, input_ids: torch.Tensor | None, masks: dict[int | None, torch.Tensor | None], **kwargs
+    ) -> torch.Tensor:
         initial, middle = hidden_states, None
         windows = self.config.layer_windows or [None] * len(self.layers)
         for i, layer in enumerate(self.layers):
             if self.config.residual_scaling:
-                hidden_states = self.resid_lambdas[i] * hidden_states + self.x0_lambdas[i] * initial
+                kwargs |= {"initial": initial, "scales": (self.resid_lambdas[i], self.x0_lambdas[i])}
             value_embedding = None
             if str(i) in self.value_embeddings:
                 value_embedding = self.value_embeddings[str(i)](input_ids).to(hidden_states.dtype)
-            hidden_states = layer(
-                hidden_states,
-                position_embeddings=position_embeddings,
-                attention_mask=masks[windows[i]],
-                value_embedding=value_embedding,
-                **kwargs,
-            )
+            hidden_states = layer(hidden_states, attention_mask=masks[windows[i]], value_embedding=value_embedding, **kwargs)
             if self.config.backout and i == self.config.num_hidden_layers // 2:
                 middle = hidden_states
         if middle is not None:
             hidden_states = hidden_states - self.backout_lambda.to(hidden_states.dtype) * middle
-        return self.norm(hidden_states)
+        return hidden_states
 
     def _check_inputs(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> None:
         if input_ids is None and inputs_embeds is None:
@@ -401,19 +415,20 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
         num_items_in_batch: torch.Tensor | int | None = None,
         skip_logits: bool = False,
         supervised_positions: torch.LongTensor | None = None,
+        reduce_loss: bool = True,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Predict the next token.
 
         Args:
             labels: (batch, length) ids aligned with input_ids, -100 = ignored; shifted by one inside.
-            shift_labels: (batch, length) ids already aligned with the logits; takes precedence over labels. Not in the signature,
-                where Trainer would take it for a second column of labels and, not finding it, report no validation loss.
+            shift_labels: (batch, length) ids already aligned with the logits; takes precedence over labels. Not in the signature, where
+                Trainer would take it for a second column of labels.
             logits_to_keep: how many of the last positions get logits (0 = all), or the positions themselves.
             num_items_in_batch: divisor of the summed loss; the number of labels that are not ignored when None.
-            skip_logits: return the loss alone, computed on the supervised positions in chunks (see head_loss); it is 0, not NaN,
-                where no position is supervised.
+            skip_logits: return the loss alone, computed on the supervised positions in chunks; it is 0, not NaN, where there are none.
             supervised_positions: for skip_logits, where the labels are, padded with -1.
+            reduce_loss: for skip_logits, False returns the loss of each supervised position instead, (positions,), without gradients.
 
         Returns:
             loss (float32), logits (batch, kept positions, vocab_size) in float32 with the cap applied, past_key_values.
@@ -432,7 +447,7 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             shift_labels = F.pad(labels, (0, 1), value=-100)[..., 1:]
         hidden_states, logits, loss = outputs.last_hidden_state, None, None
         if skip_logits:
-            loss = self._loss_alone(hidden_states, shift_labels, supervised_positions, num_items_in_batch)
+            loss = self._loss_alone(hidden_states, shift_labels, supervised_positions, num_items_in_batch, reduce_loss)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
             logits = self._logits(hidden_states if isinstance(kept, int) else hidden_states[:, kept])
@@ -448,11 +463,14 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def _loss_alone(self, hidden_states, shift_labels, supervised_positions, num_items_in_batch) -> torch.Tensor:
+    def _loss_alone(self, hidden_states, shift_labels, supervised_positions, num_items_in_batch, reduce_loss) -> torch.Tensor:
         if shift_labels is None:
             raise ValueError("skip_logits returns the loss alone, which needs labels. Pass labels or shift_labels.")
+        compute = supervised_loss if reduce_loss else token_losses
         softcap = self.config.final_logit_softcapping
-        loss = supervised_loss(hidden_states, self.lm_head.weight, shift_labels, softcap, supervised_positions)
+        loss = compute(hidden_states, self.lm_head.weight, shift_labels, softcap, supervised_positions)
+        if not reduce_loss:
+            return loss
         return loss / ((shift_labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
 
     def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -475,9 +493,9 @@ def _window_bites(window: int | None, hidden_states: torch.Tensor, past_key_valu
 
 
 @cache
-def _compiled_run_layers() -> Callable:
+def _compiled_layer() -> Callable:
     """Compile once for all models: a model that held the compiled function could not be saved by torch, and its copies would run it."""
-    return torch.compile(GPTModel.run_layers, dynamic=False)
+    return torch.compile(GPTDecoderLayer.run, dynamic=False)
 
 
 __all__ = ["GPTForCausalLM", "GPTModel", "GPTPreTrainedModel", "varlen_attention_forward"]

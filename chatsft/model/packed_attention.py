@@ -3,6 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
+from .flash_attention import has_flash_4
 from .modeling_gpt import GPTForCausalLM
 
 LENGTHS = (7, 9)
@@ -16,7 +17,8 @@ class IsolationError(ValueError):
 def prepare_attention(model: PreTrainedModel, implementation: str | None, packing: bool) -> None:
     """Set the attention that training takes.
 
-    Without a wish, a model of chatsft gets "varlen" when packing and "sdpa" otherwise; another model keeps the one transformers chose,
+    Without a wish, a model of chatsft gets "varlen" when packing ("varlen_flash_4" where FlashAttention 4 is installed) and "sdpa"
+    otherwise; another model keeps the one transformers chose,
     or gets "varlen" when packing if it passes the proof (see `keeps_packed_apart`). Padded rows need nothing special.
 
     Args:
@@ -27,7 +29,8 @@ def prepare_attention(model: PreTrainedModel, implementation: str | None, packin
     """
     if isinstance(model, GPTForCausalLM):
         if implementation is None:
-            model.set_attn_implementation("varlen" if packing else "sdpa")
+            packed = "varlen_flash_4" if has_flash_4() else "varlen"
+            model.set_attn_implementation(packed if packing else "sdpa")
         return
     if not packing or is_flash_attention(model.config._attn_implementation):
         return
