@@ -111,6 +111,8 @@ class ChatArguments(TrainingArguments):
         final_lr_frac: what the rates fall to.
         loss_average: "token", over the supervised tokens of a step, or "micro_batch", nanochat's mean of means.
         torch_compile: compile the layers for training (Trainer itself would compile the whole model, evaluation included).
+        compile_scope: what torch_compile takes at a time: "layer", quick to compile at every depth, or "stack", all layers as one, which
+            compiles for longer and spares the host about a millisecond a layer and step: for small models and short runs of many steps.
         activation_memory_budget: with torch_compile, the share of the activations that is kept for the backward pass; below 1 the cheap
             ones are computed again (docs/benchmarks.md has memory and speed).
         muon_precision: "bfloat16" or "float32" for Muon's matrix products; by default bfloat16 on a GPU.
@@ -126,6 +128,7 @@ class ChatArguments(TrainingArguments):
     warmdown_ratio: float = 1.0
     final_lr_frac: float = 0.0
     loss_average: str = "token"
+    compile_scope: str = "layer"
     activation_memory_budget: float = 1.0
     muon_precision: str | None = None
     # Batches go to the GPU while it works on the one before.
@@ -149,6 +152,7 @@ class ChatArguments(TrainingArguments):
         _check_choice("optimizer", self.optimizer, ("muon_2025", "muon_2026", "adamw"))
         _check_choice("lora_optimizer", self.lora_optimizer, ("muon_2025", "muon_2026", "adamw"))
         _check_choice("loss_average", self.loss_average, ("token", "micro_batch"))
+        _check_choice("compile_scope", self.compile_scope, ("layer", "stack"))
         if not 0 <= self.activation_memory_budget <= 1:
             raise RecipeError(f"activation_memory_budget is {self.activation_memory_budget}; it is a share, from 0 to 1.")
         if self.per_device_train_batch_size < 1:

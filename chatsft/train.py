@@ -33,7 +33,7 @@ from chatsft.data.collator import EvaluationCollator, FlatteningCollator, Paddin
 from chatsft.data.mixture import load_mixture
 from chatsft.data.packing import ConversationRows, conversation_lengths, fill_up, pack_rows, pack_steps, shuffle_rows, single_rows
 from chatsft.data.rendering import render_dataset
-from chatsft.model.head_loss import CHUNK
+from chatsft.model.head_loss import chunk_size
 from chatsft.model.loading import load_model_and_tokenizer
 from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.model.packed_attention import prepare_attention
@@ -169,7 +169,7 @@ def plan_batches(
     else:
         rows, rows_per_step = pack_steps(lengths, data.target_examples_per_step, data.max_length, per_micro_batch)
         accumulation = rows_per_step // per_micro_batch
-    collator = FlatteningCollator(data.max_length, pad_token_id, max(map(len, rows)), CHUNK)
+    collator = FlatteningCollator(data.max_length, pad_token_id, max(map(len, rows)), chunk_size(batch_size * data.max_length))
     return Batches(ConversationRows(rendered, rows), collator, accumulation)
 
 

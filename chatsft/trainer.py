@@ -46,7 +46,7 @@ class ChatTrainer(Trainer):
         if not self.model_accepts_loss_kwargs:
             raise ValueError(f"{type(base).__name__} takes no num_items_in_batch, without which the loss cannot be averaged over a step.")
         if self.args.compile_layers and isinstance(base, GPTForCausalLM):
-            base.model.compile_layers(self.args.activation_memory_budget)
+            base.model.compile_layers(self.args.compile_scope == "stack", self.args.activation_memory_budget)
         elif self.args.compile_layers:
             logger.warning("torch_compile compiles the layers of chatsft's own models; %s runs as it is", type(base).__name__)
 
@@ -106,6 +106,10 @@ class ChatTrainer(Trainer):
     def _get_grad_norm(self, model, grad_norm=None):
         """Leave out the norm that Trainer takes of all gradients at every step where nothing is clipped."""
         return None if self.args.max_grad_norm == 0 else super()._get_grad_norm(model, grad_norm)
+
+    def floating_point_ops(self, inputs: dict) -> int:
+        """Count from what is known: Trainer visits every parameter of the model at every micro-batch."""
+        return 6 * self.throughput.matmul_parameters * inputs["input_ids"].numel()
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         train_collator, self.data_collator = self.data_collator, self.eval_data_collator

@@ -1,6 +1,6 @@
 """Variable-length attention: packed conversations in one flat row, each attending to itself only.
 
-Registered as attn_implementation "varlen", which runs everywhere, and "varlen_flash_4", which runs on FlashAttention 4 where that can.
+Registered as attn_implementation "varlen", which runs everywhere, and "varlen_fa4", which runs on FlashAttention 4 where that can.
 Without sequence bounds (generation, padded batches) both are transformers' SDPA.
 """
 
@@ -16,7 +16,7 @@ from transformers.masking_utils import sdpa_mask
 
 from .flash_attention import flash_4_varlen, torch_varlen
 
-VARLEN = ("varlen", "varlen_flash_4")
+VARLEN = ("varlen", "varlen_fa4")
 """The attentions that need no mask where the bounds of the conversations are given."""
 
 
@@ -116,6 +116,6 @@ def eager_attention_forward(
 
 
 AttentionInterface.register("varlen", varlen_attention_forward)
-AttentionInterface.register("varlen_flash_4", partial(varlen_attention_forward, kernel=flash_4_varlen))
+AttentionInterface.register("varlen_fa4", partial(varlen_attention_forward, kernel=flash_4_varlen))
 for name in VARLEN:
     AttentionMaskInterface.register(name, sdpa_mask)

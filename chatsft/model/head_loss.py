@@ -6,11 +6,20 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-CHUNK = 4096
-"""Positions per chunk: the logits of one chunk are the memory the loss takes."""
+CHUNK = 8192
+"""Most positions in a chunk: the logits of one chunk are the memory the loss takes."""
 
 IGNORED = -100
 """Label of a position that is not trained on."""
+
+
+def chunk_size(num_tokens: int) -> int:
+    """Return how many positions of a batch of `num_tokens` are taken at a time; fewer in a small batch, where padding would cost more.
+
+    >>> chunk_size(65536), chunk_size(8192)
+    (8192, 2048)
+    """
+    return min(CHUNK, max(1024, num_tokens // 4))
 
 
 def supervised_loss(
@@ -28,7 +37,7 @@ def supervised_loss(
         shift_labels: (batch, length), the id each position should predict, -100 where none.
         softcap: logits become softcap * tanh(logits / softcap); None leaves them.
         positions: indices into the flattened positions that carry labels, each once, padded with -1; found from the labels when
-            None, which on a GPU makes the host wait.
+            None, which on a GPU makes the host wait. A multiple of `chunk_size` is computed fastest.
 
     Returns:
         A float32 scalar, 0 where no position is supervised.
@@ -74,11 +83,12 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx, hidden, weight, positions, targets, softcap):
         compute_weight = weight.to(hidden.dtype)
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        loss_and_gradient = _compiled_loss_and_gradient() if hidden.is_cuda and len(positions) % CHUNK == 0 else _loss_and_gradient
+        size = chunk_size(len(hidden))
+        loss_and_gradient = _compiled_loss_and_gradient() if hidden.is_cuda and len(positions) % size == 0 else _loss_and_gradient
         loss = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = hidden.new_zeros(len(hidden) + 1, hidden.shape[1]) if needs_grad else None  # the last row is that of position -1
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
-        for places, labels in zip(positions.split(CHUNK), targets.split(CHUNK), strict=True):
+        for places, labels in zip(positions.split(size), targets.split(size), strict=True):
             chunk = hidden[places]
             logits = chunk @ compute_weight.t()
             if needs_grad:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._functorch import config as functorch_config
+from torch._inductor.compile_fx import compile_fx
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
@@ -141,8 +142,7 @@ class GPTDecoderLayer(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         if self.memory_budget is None or not self.training:
             return self.run(hidden_states, **kwargs)
-        with functorch_config.patch(activation_memory_budget=self.memory_budget):  # read when the first call compiles
-            return _compiled_layer()(self, hidden_states, **kwargs)
+        return _compiled(GPTDecoderLayer.run, self.memory_budget)(self, hidden_states, **kwargs)
 
     def run(
         self,
@@ -257,19 +257,20 @@ class GPTModel(GPTPreTrainedModel):
         if config.backout:
             self.backout_lambda = nn.Parameter(torch.full((1,), 0.2))
         self.gradient_checkpointing = False
+        self.memory_budget: float | None = None  # set where the stack of layers is compiled
         self.post_init()
 
-    def compile_layers(self, activation_memory_budget: float = 1.0) -> None:
+    def compile_layers(self, together: bool = False, activation_memory_budget: float = 1.0) -> None:
         """Compile the layers for training, where batches have one constant shape; evaluation and generation stay as they are.
 
-        Equal layers share what is compiled, so this takes as long for twelve as for one.
-
         Args:
+            together: compile the stack of layers as one. Each by itself, equal layers share what is compiled, so that takes as long for
+                twelve as for one; the stack takes longer to compile, and less work of the host in each step.
             activation_memory_budget: share of the activations that is kept for the backward pass where keeping is fastest; the rest is
                 computed again, the cheapest first (torch._functorch.config). 1 keeps what is fastest.
         """
-        for layer in self.layers:
-            layer.memory_budget = activation_memory_budget
+        for module in [self] if together else self.layers:
+            module.memory_budget = activation_memory_budget
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed_tokens
@@ -323,8 +324,10 @@ class GPTModel(GPTPreTrainedModel):
         else:
             masks = window_masks(self.config, hidden_states, attention_mask, past_key_values, position_ids)
         position_embeddings = rotary_embeddings(position_ids, self.config)
-        hidden_states = self._run_layers(
-            hidden_states, input_ids, masks, position_embeddings=position_embeddings, past_key_values=past_key_values, **kwargs
+        compiles = self.training and self.memory_budget is not None
+        run_layers = _compiled(GPTModel._run_layers, self.memory_budget) if compiles else GPTModel._run_layers
+        hidden_states = run_layers(
+            self, hidden_states, input_ids, masks, position_embeddings=position_embeddings, past_key_values=past_key_values, **kwargs
         )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
@@ -493,9 +496,14 @@ def _window_bites(window: int | None, hidden_states: torch.Tensor, past_key_valu
 
 
 @cache
-def _compiled_layer() -> Callable:
+def _compiled(function: Callable, memory_budget: float) -> Callable:
     """Compile once for all models: a model that held the compiled function could not be saved by torch, and its copies would run it."""
-    return torch.compile(GPTDecoderLayer.run, dynamic=False)
+
+    def inductor(graph, inputs):
+        with functorch_config.patch(activation_memory_budget=memory_budget):
+            return compile_fx(graph, inputs)
+
+    return torch.compile(function, dynamic=False, backend=inductor)
 
 
 __all__ = ["GPTForCausalLM", "GPTModel", "GPTPreTrainedModel", "varlen_attention_forward"]

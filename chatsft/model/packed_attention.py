@@ -17,7 +17,7 @@ class IsolationError(ValueError):
 def prepare_attention(model: PreTrainedModel, implementation: str | None, packing: bool) -> None:
     """Set the attention that training takes.
 
-    Without a wish, a model of chatsft gets "varlen" when packing ("varlen_flash_4" where FlashAttention 4 is installed) and "sdpa"
+    Without a wish, a model of chatsft gets "varlen" when packing ("varlen_fa4" where FlashAttention 4 is installed) and "sdpa"
     otherwise; another model keeps the one transformers chose,
     or gets "varlen" when packing if it passes the proof (see `keeps_packed_apart`). Padded rows need nothing special.
 
@@ -29,7 +29,7 @@ def prepare_attention(model: PreTrainedModel, implementation: str | None, packin
     """
     if isinstance(model, GPTForCausalLM):
         if implementation is None:
-            packed = "varlen_flash_4" if has_flash_4() else "varlen"
+            packed = "varlen_fa4" if has_flash_4() else "varlen"
             model.set_attn_implementation(packed if packing else "sdpa")
         return
     if not packing or is_flash_attention(model.config._attn_implementation):

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from chatsft.model.configuration_gpt import GPTConfig
 from chatsft.model.head_loss import supervised_loss
-from chatsft.model.modeling_gpt import GPTForCausalLM, _compiled_layer
+from chatsft.model.modeling_gpt import GPTForCausalLM, _compiled
 from chatsft.model.nanochat_checkpoint import layer_windows, load_nanochat_model, our_name
 from tests.model.oracle import FIXTURES, assert_close, assert_same_logits, load_json, shift_labels
 
@@ -345,7 +345,7 @@ def test_the_gradient_of_a_bfloat16_loss_is_scaled_exactly():
 
 def test_a_copy_of_a_compiled_model_runs_its_own_weights_and_torch_saves_it(monkeypatch):
     monkeypatch.setattr("torch.compile", lambda function, **options: function)
-    _compiled_layer.cache_clear()
+    _compiled.cache_clear()
     model = model_v1("mha").train()
     model.model.compile_layers()
     ids, copied, file = random_ids(model, 1, 9), copy.deepcopy(model), io.BytesIO()
@@ -356,7 +356,7 @@ def test_a_copy_of_a_compiled_model_runs_its_own_weights_and_torch_saves_it(monk
     assert torch.equal(compiled, copied(ids).logits)
     assert not torch.equal(compiled, model(ids).logits)
     torch.save(model, file)
-    _compiled_layer.cache_clear()
+    _compiled.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
