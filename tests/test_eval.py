@@ -7,6 +7,7 @@ import pytest
 
 from chatsft import eval as evaluation_program
 from chatsft.evaluation.problems import ProblemResult
+from chatsft.evaluation.results import format_reports
 from chatsft.evaluation.statistics import BASELINES
 from chatsft.evaluation.task_evaluation import summarize
 from tests.evaluation.recorded_model import FIXTURES, RECORDED, load_model, load_tokenizer
@@ -122,8 +123,8 @@ def test_the_default_is_all_six_tasks():
 
 
 def test_the_table_ends_with_chatcore_when_all_tasks_ran():
-    results = [ProblemResult(index, "", [""], [index == 0], index == 1) for index in range(4)]
-    table = evaluation_program.format_table([summarize(name, results) for name in BASELINES]).splitlines()
+    results = [ProblemResult(index, "", "", [""], [index == 0], index == 1) for index in range(4)]
+    table = format_reports([summarize(name, results) for name in BASELINES]).splitlines()
     assert len(table) == 1 + 6 + 3
     assert table[1].split()[:4] == ["ARC-Easy", "0.2500", "0.0456-0.6994", "4"]
     assert "1 prompts lost their beginning" in table[1]
