@@ -72,7 +72,10 @@ def load_model(arguments: argparse.Namespace) -> tuple[PreTrainedModel, GPTToken
 
 def load_conversations(words: list[str], data_root: str | None) -> datasets.Dataset:
     """Load the conversations that --conversations names: a word is a path, or a mixture entry in braces."""
-    entries = [yaml.safe_load(word) if word.startswith("{") else {"path": word} for word in words]
+    try:
+        entries = [yaml.safe_load(word) if word.startswith("{") else {"path": word} for word in words]
+    except yaml.YAMLError as error:
+        raise ValueError(f"--conversations {' '.join(words)}: not a mixture entry ({' '.join(str(error).split())})") from error
     return load_mixture(entries, data_root=data_root, order="sequence")
 
 

@@ -76,7 +76,7 @@ def batch_by_length(
 
 def judge(task: Task, tokenizer: GPTTokenizer, problems: Sequence[Problem], answers: Sequence[list[str]]) -> list[ProblemResult]:
     """Ask the task about each problem's completions."""
-    prompts = tokenizer.batch_decode([problem.prompt_ids for problem in problems])
+    prompts = tokenizer.batch_decode([problem.prompt_ids for problem in problems]) if problems else []
     return [
         ProblemResult(
             index=problem.index,
