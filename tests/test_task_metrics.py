@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from chatsft import eval as evaluation_program
+from chatsft.data.mixture import load_mixture
+from chatsft.evaluation import evaluate_conversations
 from chatsft.recipe import load_recipe
 from chatsft.tasks import Task
 from chatsft.train import main, train
@@ -144,6 +146,13 @@ def test_a_resumed_run_has_the_metrics_of_one_straight_through(tmp_path, data_ro
     resumed = run(tmp_path / "cut", *options, f"resume_from_checkpoint={tmp_path}/cut/checkpoint-2")
     assert scores(resumed) == scores(straight)
     assert losses(resumed) == losses(straight)
+
+
+def test_the_loss_on_conversations_is_the_validation_loss_of_training(tmp_path):
+    trainer = run(tmp_path / "out", "max_steps=-1", "num_train_epochs=0", *QUIET)
+    conversations = load_mixture(load_recipe(PARITY).data.eval_mixture, folders=(PARITY.parent,), order="sequence")
+    report = evaluate_conversations(conversations["messages"], trainer.model, trainer.processing_class)
+    assert report.token_loss == pytest.approx(trainer.evaluate()["eval_token_loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize(
