@@ -149,8 +149,8 @@ def test_a_resumed_run_has_the_metrics_of_one_straight_through(tmp_path, data_ro
 
 
 def test_the_loss_on_conversations_is_the_validation_loss_of_training(tmp_path):
-    trainer = run(tmp_path / "out", "max_steps=-1", "num_train_epochs=0", *QUIET)
     conversations = load_mixture(load_recipe(PARITY).data.eval_mixture, folders=(PARITY.parent,), order="sequence")
+    trainer = run(tmp_path / "out", "max_steps=-1", "num_train_epochs=0", *QUIET)
     report = evaluate_conversations(conversations["messages"], trainer.model, trainer.processing_class)
     assert report.token_loss == pytest.approx(trainer.evaluate()["eval_token_loss"], rel=1e-6)
 
