@@ -25,7 +25,7 @@ from chatsft.evaluation.comparison import compare_reports, load_earlier
 from chatsft.evaluation.results import Results, format_results, save_results
 from chatsft.evaluation.statistics import BASELINES
 from chatsft.evaluation.task_evaluation import ANSWERS_AT_A_TIME
-from chatsft.evaluation.test_sets import create_test_sets
+from chatsft.evaluation.task_selection import select_tasks
 from chatsft.model.loading import load_chat_model
 from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.model_card import CARD_FILE, add_results
@@ -83,7 +83,7 @@ def evaluate(arguments: argparse.Namespace) -> Iterator[Results]:
     """Load everything, so that what is missing is missed before the model runs, then give the results so far after each part."""
     state = PartialState(cpu=not torch.accelerator.is_available())
     with state.main_process_first():
-        tasks = create_test_sets(arguments.tasks, arguments.data_root)
+        tasks = select_tasks(arguments.tasks, arguments.data_root)
         conversations = load_conversations(arguments.conversations, arguments.data_root) if arguments.conversations else None
     earlier = load_earlier(arguments.baseline, list(tasks)) if arguments.baseline else {}
     model, tokenizer = load_model(arguments)

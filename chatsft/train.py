@@ -33,7 +33,7 @@ from chatsft.data.collator import EvaluationCollator, FlatteningCollator, Paddin
 from chatsft.data.mixture import load_mixture
 from chatsft.data.packing import ConversationRows, conversation_lengths, fill_up, pack_rows, pack_steps, shuffle_rows, single_rows
 from chatsft.data.rendering import render_dataset
-from chatsft.evaluation.test_sets import create_test_sets
+from chatsft.evaluation.task_selection import select_tasks
 from chatsft.model.head_loss import CHUNK
 from chatsft.model.loading import load_model_and_tokenizer
 from chatsft.model.modeling_gpt import GPTForCausalLM
@@ -157,7 +157,7 @@ def load_eval_tasks(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[
         raise RecipeError(f"eval_tasks asks in nanochat's chat format, which the tokenizer of {name} does not know. Leave eval_tasks out.")
     if recipe.model.load_in_4bit:
         raise RecipeError("eval_tasks cannot copy a base of four bits to evaluate it. Leave it out and run chatsft.eval on output_dir.")
-    return create_test_sets(recipe.training.eval_tasks, recipe.data.data_root)
+    return select_tasks(recipe.training.eval_tasks, recipe.data.data_root)
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -7,6 +7,7 @@ conversation does not.
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from accelerate.utils import gather_object
@@ -24,12 +25,19 @@ BYTE_DEFINITIONS = {"2025": False, "2026": True}
 """Whether a token counts its raw bytes, by the year of nanochat that does so."""
 
 
-@dataclass(frozen=True)
-class Scored:
+class Row(NamedTuple):
     """Token ids and, for each, the assistant turn whose answer it belongs to, from 1; 0 is not scored."""
 
     input_ids: list[int]
     turns: list[int]
+
+
+class Scored(NamedTuple):
+    """Scored tokens, in any order: the turn of each, its id, and its loss in nats."""
+
+    turns: torch.Tensor
+    token_ids: torch.Tensor
+    losses: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -70,35 +78,33 @@ def evaluate_conversations(conversations: Iterable[list[dict]], model: PreTraine
     context, num_truncated = model.config.max_position_embeddings, 0
     whole, alone = [], []
     for messages in conversations:
-        scored = score_turns(messages, tokenizer)
-        num_truncated += len(scored.input_ids) > context
-        whole.append(Scored(scored.input_ids[:context], scored.turns[:context]))
+        row = number_turns(messages, tokenizer)
+        num_truncated += len(row.input_ids) > context
+        whole.append(Row(row.input_ids[:context], row.turns[:context]))
         alone += without_history(messages, whole[-1], tokenizer)
     with evaluating(model):
-        sums, bits = _sum_losses(whole, model, tokenizer)
-        sums_alone, _ = _sum_losses(alone, model, tokenizer)
-    num_tokens = sum(count for _, count in sums.values())
+        scored, scored_alone = _score(whole, model), _score(alone, model)
     return ConversationReport(
         num_conversations=len(whole),
         num_truncated=num_truncated,
-        num_tokens=num_tokens,
-        token_loss=_mean(sum(nats for nats, _ in sums.values()), num_tokens),
-        bits_per_byte=bits,
-        turns=_compare_turns(sums, sums_alone),
+        num_tokens=len(scored.losses),
+        token_loss=scored.losses.mean().item(),
+        bits_per_byte={year: _bits_per_byte(scored, token_byte_counts(tokenizer, raw)) for year, raw in BYTE_DEFINITIONS.items()},
+        turns=_compare_turns(scored, scored_alone),
     )
 
 
-def score_turns(messages: list[dict], tokenizer: GPTTokenizer) -> Scored:
+def number_turns(messages: list[dict], tokenizer: GPTTokenizer) -> Row:
     """Render a conversation and number what is trained of it by assistant turns."""
     ids, mask = tokenizer.render_conversation({"messages": messages}, max_tokens=None)
     opening, turn, turns = tokenizer.encode_special("<|assistant_start|>"), 0, []
     for token_id, is_trained in zip(ids, mask, strict=True):
         turn += token_id == opening
         turns.append(turn if is_trained else 0)
-    return Scored(ids, turns)
+    return Row(ids, turns)
 
 
-def without_history(messages: list[dict], whole: Scored, tokenizer: GPTTokenizer) -> list[Scored]:
+def without_history(messages: list[dict], whole: Row, tokenizer: GPTTokenizer) -> list[Row]:
     """Render every turn after the first on its own: the system message, the user's, the answer.
 
     What the context has cut off the whole conversation is not scored here either, so that both see the same tokens.
@@ -107,62 +113,45 @@ def without_history(messages: list[dict], whole: Scored, tokenizer: GPTTokenizer
     counts, rows = Counter(whole.turns), []
     for end in range(len(system) + 4, len(messages) + 1, 2):
         turn = (end - len(system)) // 2
-        row = score_turns([*system, *messages[end - 2 : end]], tokenizer)
+        row = number_turns([*system, *messages[end - 2 : end]], tokenizer)
         positions = [position for position, scored in enumerate(row.turns) if scored][: counts[turn]]
         if positions:
             length = positions[-1] + 1
-            rows.append(Scored(row.input_ids[:length], [turn * bool(scored) for scored in row.turns[:length]]))
+            rows.append(Row(row.input_ids[:length], [turn * bool(scored) for scored in row.turns[:length]]))
     return rows
 
 
-def _sum_losses(
-    rows: list[Scored], model: PreTrainedModel, tokenizer: GPTTokenizer
-) -> tuple[dict[int, tuple[float, int]], dict[str, float]]:
-    """Return for each turn the summed loss and the tokens it is over, and bits per byte by definition."""
-    byte_counts = {year: token_byte_counts(tokenizer, raw).to(model.device) for year, raw in BYTE_DEFINITIONS.items()}
-    last = max((max(row.turns) for row in rows), default=0)
-    nats = torch.zeros(last + 1, dtype=torch.float64, device=model.device)
-    counts = torch.zeros(last + 1, dtype=torch.long, device=model.device)
-    pieces = {year: [] for year in byte_counts}
+def _score(rows: list[Row], model: PreTrainedModel) -> Scored:
+    """Score the rows, this rank its share, and bring the scores of all ranks together."""
+    scored = [Scored(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.float64))]
     for _, batch in own_share(batch_by_length(rows, lambda row: len(row.input_ids), max_tokens=MAX_BATCH_TOKENS)):
-        targets, turns, losses = _batch_losses(batch, model)
-        nats.index_add_(0, turns, losses.double())
-        counts += turns.bincount(minlength=last + 1)
-        for year, lengths in byte_counts.items():
-            num_bytes = lengths[targets]
-            pieces[year].append(torch.stack([losses.double()[num_bytes > 0].sum(), num_bytes.sum()]))
-    share = (nats.tolist(), counts.tolist(), {year: [piece.tolist() for piece in drawn] for year, drawn in pieces.items()})
-    shares = gather_object([share])
-    sums = {turn: (sum(nats[turn] for nats, _, _ in shares), sum(counts[turn] for _, counts, _ in shares)) for turn in range(1, last + 1)}
-    return sums, {year: _bits_per_byte([piece for _, _, drawn in shares for piece in drawn[year]]) for year in byte_counts}
+        scored.append(_score_batch(batch, model))
+    return _join(gather_object([_join(scored)]))
 
 
-def _batch_losses(batch: list[Scored], model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the ids of all scored tokens of a batch, their turns and their losses."""
+def _score_batch(batch: list[Row], model: PreTrainedModel) -> Scored:
     input_ids, turns = pad_right([row.input_ids for row in batch]), pad_right([row.turns for row in batch])[:, 1:]
-    targets = torch.where(turns > 0, input_ids[:, 1:], IGNORED).to(model.device)
-    losses = token_losses(model, input_ids[:, :-1].to(model.device), targets)
-    is_target = targets != IGNORED
-    return targets[is_target], turns.to(model.device)[is_target], losses[is_target]
+    targets = torch.where(turns > 0, input_ids[:, 1:], IGNORED)
+    losses = token_losses(model, input_ids[:, :-1].to(model.device), targets.to(model.device)).double().cpu()
+    return Scored(turns[turns > 0], targets[turns > 0], losses[turns > 0])
 
 
-def _bits_per_byte(pieces: list[list[float]]) -> float:
-    nats, num_bytes = ([piece[column] for piece in pieces] for column in (0, 1))
-    return load_metric("bits_per_byte").compute(predictions=nats, references=list(map(int, num_bytes)))["bits_per_byte"]
+def _join(parts: list[Scored]) -> Scored:
+    return Scored(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _compare_turns(sums: dict[int, tuple[float, int]], sums_alone: dict[int, tuple[float, int]]) -> list[TurnLoss]:
+def _bits_per_byte(scored: Scored, byte_counts: torch.Tensor) -> float:
+    references = byte_counts[scored.token_ids].numpy()
+    return load_metric("bits_per_byte").compute(predictions=scored.losses.numpy(), references=references)["bits_per_byte"]
+
+
+def _compare_turns(scored: Scored, alone: Scored) -> list[TurnLoss]:
     """Put the turns into their groups; without a history the first turn is what it is with it."""
     compared = []
-    for place, name in enumerate(TURNS, 1):
-        members = [turn for turn in sums if turn == place or (place == len(TURNS) and turn > place)]
-        num_tokens = sum(sums[turn][1] for turn in members)
-        alone = sums if place == 1 else sums_alone
-        if num_tokens:
-            loss, loss_alone = (_mean(sum(table[turn][0] for turn in members), num_tokens) for table in (sums, alone))
-            compared.append(TurnLoss(name, num_tokens, loss, loss_alone))
+    for group, name in enumerate(TURNS, 1):
+        losses, losses_alone = (
+            side.losses[side.turns.clamp(max=len(TURNS)) == group] for side in (scored, scored if group == 1 else alone)
+        )
+        if len(losses):
+            compared.append(TurnLoss(name, len(losses), losses.mean().item(), losses_alone.mean().item()))
     return compared
-
-
-def _mean(total: float, count: int) -> float:
-    return total / count if count else float("nan")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from chatsft.evaluation import conversation_loss as module
 from chatsft.evaluation import evaluate_conversations, task_evaluation
-from chatsft.evaluation.conversation_loss import Scored, score_turns, without_history
+from chatsft.evaluation.conversation_loss import Row, number_turns, without_history
 from tests.evaluation.recorded_model import load_model, load_tokenizer
 
 
@@ -43,7 +43,7 @@ def last_answer_loss(messages: list[dict]) -> tuple[float, int]:
 
 def test_answers_are_numbered_by_turn():
     tokenizer = load_tokenizer()
-    scored = score_turns(TALKS[1], tokenizer)
+    scored = number_turns(TALKS[1], tokenizer)
     texts = {turn: tokenizer.decode([i for i, t in zip(scored.input_ids, scored.turns, strict=True) if t == turn]) for turn in (1, 2)}
     assert texts == {1: "two<|assistant_end|>", 2: "four four<|assistant_end|>"}
     assert set(scored.turns) == {0, 1, 2}
@@ -51,22 +51,22 @@ def test_answers_are_numbered_by_turn():
 
 def test_a_turn_alone_keeps_the_system_message_and_its_question():
     tokenizer = load_tokenizer()
-    alone = without_history(TALKS[2], score_turns(TALKS[2], tokenizer), tokenizer)
+    alone = without_history(TALKS[2], number_turns(TALKS[2], tokenizer), tokenizer)
     assert [tokenizer.decode(row.input_ids) for row in alone] == [
         f"<|bos|><|user_start|>Be brief.\n\n{question}<|user_end|><|assistant_start|>{answer}<|assistant_end|>"
         for question, answer in (("c", "d"), ("e", "f"), ("g", "h"))
     ]
     assert [set(row.turns) for row in alone] == [{0, 2}, {0, 3}, {0, 4}]
-    assert without_history(TALKS[0], score_turns(TALKS[0], tokenizer), tokenizer) == []
+    assert without_history(TALKS[0], number_turns(TALKS[0], tokenizer), tokenizer) == []
 
 
 def test_what_the_context_cuts_off_is_not_scored_alone_either():
     tokenizer = load_tokenizer()
-    whole = score_turns(TALKS[1], tokenizer)
-    cut = Scored(whole.input_ids[:-1], whole.turns[:-1])
+    whole = number_turns(TALKS[1], tokenizer)
+    cut = Row(whole.input_ids[:-1], whole.turns[:-1])
     [alone] = without_history(TALKS[1], cut, tokenizer)
     assert alone.turns.count(2) == cut.turns.count(2) == whole.turns.count(2) - 1
-    gone = Scored(whole.input_ids[:-5], [turn if turn < 2 else 0 for turn in whole.turns[:-5]])
+    gone = Row(whole.input_ids[:-5], [turn if turn < 2 else 0 for turn in whole.turns[:-5]])
     assert without_history(TALKS[1], gone, tokenizer) == []
 
 
@@ -108,7 +108,7 @@ def test_the_two_definitions_differ_on_pieces_of_characters():
 
 def test_a_conversation_beyond_the_context_is_cut_and_counted():
     model, tokenizer = load_model(), load_tokenizer()
-    short, cut = score_turns(TALKS[0], tokenizer), score_turns(talk("hi", "word " * 400), tokenizer)
+    short, cut = number_turns(TALKS[0], tokenizer), number_turns(talk("hi", "word " * 400), tokenizer)
     report = evaluate_conversations([talk("hi", "word " * 400), TALKS[0]], model, tokenizer)
     assert report.num_truncated == 1
     assert report.num_tokens == sum(turn > 0 for turn in [*short.turns, *cut.turns[: model.config.max_position_embeddings]])

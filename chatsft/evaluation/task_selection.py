@@ -1,4 +1,4 @@
-"""The test sets of tasks by name."""
+"""The tasks to evaluate, by name."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ SPELLING_SIZE = 256
 """Words of a spelling test; nanochat's SpellingBee has so many."""
 
 
-def create_test_sets(names: Sequence[str], data_root: str | None) -> dict[str, Task]:
+def select_tasks(names: Sequence[str], data_root: str | None) -> dict[str, Task]:
     """Make the test split of every named task, by name; a name may be several, as in "A|B|C".
 
     Raises:
