@@ -53,7 +53,7 @@ def format_differences(differences: list[Difference]) -> str:
     for row in differences:
         low, high = row.interval
         change = f"{row.task:<22}{row.difference:>+9.4f}{f'{low:+.4f} {high:+.4f}':>18}{row.num_problems:>7}"
-        lines.append(f"{change}{row.num_better:>8}{row.num_worse:>7}{row.p_value:>9.4f}")
+        lines.append(f"{change}{row.num_better:>8}{row.num_worse:>7}{row.p_value:>9.2g}")
     return "\n".join(lines)
 
 

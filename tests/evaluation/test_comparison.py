@@ -73,7 +73,7 @@ def test_the_difference_is_over_the_problems_that_both_have(tmp_path):
     assert difference.difference == pytest.approx(1 / 3)
     header, line = format_differences([difference]).splitlines()
     assert header.split()[3:] == ["change", "95", "%", "interval", "n", "better", "worse", "p"]
-    assert line.split()[:2] + line.split()[4:] == ["GSM8K", "+0.3333", "3", "1", "0", "1.0000"]
+    assert line.split()[:2] + line.split()[4:] == ["GSM8K", "+0.3333", "3", "1", "0", "1"]
 
 
 def test_another_problem_of_the_same_number_is_an_error(tmp_path):
