@@ -116,6 +116,9 @@ class ChatArguments(TrainingArguments):
         activation_memory_budget: with torch_compile, the share of the activations that is kept for the backward pass; below 1 the cheap
             ones are computed again (docs/benchmarks.md has memory and speed).
         muon_precision: "bfloat16" or "float32" for Muon's matrix products; by default bfloat16 on a GPU.
+        eval_tasks: tasks to score during training, by name; nanochat's are [MMLU, ARC-Easy].
+        eval_metrics_every: updates between these scores; there are some before the first and after the last update too.
+        eval_max_problems: problems per task, a number or {categorical: N, generative: M}; null is all.
     """
 
     optimizer: str = "muon_2025"
@@ -131,6 +134,9 @@ class ChatArguments(TrainingArguments):
     compile_scope: str = "layer"
     activation_memory_budget: float = 1.0
     muon_precision: str | None = None
+    eval_tasks: list | None = None
+    eval_metrics_every: int = 200
+    eval_max_problems: int | dict | None = field(default_factory=lambda: {"categorical": 1024, "generative": 64})
     # Batches go to the GPU while it works on the one before.
     accelerator_config: dict | str | None = field(default_factory=lambda: {"non_blocking": True})
     # The mixture is shuffled already, and nanochat neither clips gradients nor hides a NaN.
@@ -153,6 +159,7 @@ class ChatArguments(TrainingArguments):
         _check_choice("lora_optimizer", self.lora_optimizer, ("muon_2025", "muon_2026", "adamw"))
         _check_choice("loss_average", self.loss_average, ("token", "micro_batch"))
         _check_choice("compile_scope", self.compile_scope, ("layer", "stack"))
+        _check_eval_tasks(self)
         if not 0 <= self.activation_memory_budget <= 1:
             raise RecipeError(f"activation_memory_budget is {self.activation_memory_budget}; it is a share, from 0 to 1.")
         if self.per_device_train_batch_size < 1:
@@ -183,6 +190,20 @@ def _check_hub(args: ChatArguments) -> None:
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
     if get_token() is None:
         raise RecipeError("push_to_hub is set, but there is no token to write with. Run hf auth login, set HF_TOKEN, or set hub_token.")
+
+
+def _check_eval_tasks(args: ChatArguments) -> None:
+    if args.eval_tasks is not None and not (args.eval_tasks and all(isinstance(name, str) for name in args.eval_tasks)):
+        raise RecipeError(f"eval_tasks is {args.eval_tasks!r}; it is a list of task names, as [MMLU, ARC-Easy].")
+    if args.eval_metrics_every < 1:
+        raise RecipeError(f"eval_metrics_every is {args.eval_metrics_every}; it must be at least 1.")
+    limits = args.eval_max_problems
+    limits = limits if isinstance(limits, dict) else {} if limits is None else {"categorical": limits, "generative": limits}
+    is_known = limits.keys() <= {"categorical", "generative"}
+    if not is_known or not all(isinstance(limit, int) and limit > 0 for limit in limits.values()):
+        raise RecipeError(
+            f"eval_max_problems is {args.eval_max_problems!r}; it may be a number of at least 1, or {{categorical: 1024, generative: 64}}."
+        )
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from chatsft import __version__
 from chatsft.curves import draw_curves
 from chatsft.recipe import Recipe
+from chatsft.task_metrics import metric_name
 
 RECIPE_FILE, CURVES_FILE, CARD_FILE = "recipe.yaml", "curves.svg", "README.md"
 
@@ -102,7 +103,9 @@ def training_results(log_history: Sequence[dict]) -> list[EvalResult]:
     1.5
     """
     figures = {key.removeprefix("eval_"): value for log in log_history for key, value in log.items() if key.startswith("eval_")}
-    results = []
+    tasks = {metric_name(task): task for task in DATASETS}
+    scores = {key: value for log in log_history for key, value in log.items() if key in tasks}
+    results = [_result(tasks[key], "accuracy_during_training", value) for key, value in scores.items()]
     for figure, value in figures.items():
         task = next((task for task in DATASETS if figure.startswith(task)), None)
         if figure not in NOT_RESULTS:

@@ -26,6 +26,10 @@ class ThroughputMeter:
         """Begin a new interval now."""
         self.tokens, self.start = 0, time.perf_counter()
 
+    def leave_out(self, seconds: float) -> None:
+        """Do not count time that went into something else."""
+        self.start += seconds
+
     def read(self) -> dict[str, float]:
         """Return the figures since the last reading, for all processes, and begin a new interval."""
         seconds = time.perf_counter() - self.start

@@ -33,12 +33,16 @@ from chatsft.data.collator import EvaluationCollator, FlatteningCollator, Paddin
 from chatsft.data.mixture import load_mixture
 from chatsft.data.packing import ConversationRows, conversation_lengths, fill_up, pack_rows, pack_steps, shuffle_rows, single_rows
 from chatsft.data.rendering import render_dataset
+from chatsft.evaluation.task_selection import select_tasks
 from chatsft.model.head_loss import chunk_size
 from chatsft.model.loading import load_model_and_tokenizer
 from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.model.packed_attention import prepare_attention
+from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.model_card import save_model_card
 from chatsft.recipe import Recipe, load_recipe
+from chatsft.task_metrics import TaskMetrics
+from chatsft.tasks import Task
 from chatsft.trainer import ChatTrainer, can_skip_logits
 
 EVALUATED_TOGETHER = 16
@@ -68,6 +72,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
     set_verbosity()
     model, tokenizer = load_model(recipe.model, data)
     with args.main_process_first(desc="data"):
+        eval_tasks = load_eval_tasks(recipe, tokenizer) if args.eval_tasks else {}
         train_rendered = load_rendered("train_mixture", data.train_mixture, recipe, tokenizer)
         eval_rendered = load_rendered("eval_mixture", data.eval_mixture, recipe, tokenizer) if data.eval_mixture else None
     fingerprint = base_fingerprint(model, recipe.model)
@@ -90,6 +95,8 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    if eval_tasks:
+        trainer.add_callback(TaskMetrics(trainer, eval_tasks, tokenizer, trainer.throughput))
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if trainer.is_world_process_zero():
         row_counts = Counter(train_rendered["source"])
@@ -141,6 +148,16 @@ def load_rendered(key: str, entries: list, recipe: Recipe, tokenizer: PreTrained
     if not any(mask.any() for batch in rendered.with_format("numpy").iter(1000) for mask in batch["assistant_masks"]):
         raise RecipeError(f"{key} has no token to train on: in every conversation the assistant's part is missing or cut off.")
     return rendered
+
+
+def load_eval_tasks(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Task]:
+    """Load the test sets of eval_tasks, and see that the model can be asked."""
+    if not isinstance(tokenizer, GPTTokenizer):
+        name = recipe.model.model_name_or_path
+        raise RecipeError(f"eval_tasks asks in nanochat's chat format, which the tokenizer of {name} does not know. Leave eval_tasks out.")
+    if recipe.model.load_in_4bit:
+        raise RecipeError("eval_tasks cannot copy a base of four bits to evaluate it. Leave it out and run chatsft.eval on output_dir.")
+    return select_tasks(recipe.training.eval_tasks, recipe.data.data_root)
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +8,12 @@ import pytest
 
 from chatsft import eval as evaluation_program
 from chatsft.evaluation.problems import ProblemResult
+from chatsft.evaluation.results import format_reports
 from chatsft.evaluation.statistics import BASELINES
 from chatsft.evaluation.task_evaluation import summarize
 from tests.evaluation.recorded_model import FIXTURES, RECORDED, load_model, load_tokenizer
+
+REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +113,92 @@ def test_a_nanochat_checkpoint_gives_the_same_answers_with_a_tokenizer_path(data
     assert "holds no tokenizer. Set tokenizer_path" in capsys.readouterr().err
 
 
+def test_a_saved_model_without_a_tokenizer_is_an_error(data_root, tmp_path, capsys):
+    load_model().save_pretrained(tmp_path)
+    assert evaluation_program.main([str(tmp_path), "--tasks", "ARC-Easy", "--data_root", data_root]) == 2
+    assert f"{tmp_path} holds no tokenizer: neither tokenizer_config.json nor tokenizer.pkl. Set tokenizer_path" in capsys.readouterr().err
+
+
+def test_a_task_file_without_a_column_is_an_error_with_its_line(checkpoint, tmp_path, capsys):
+    path = tmp_path / "gsm8k" / "test.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n{"question": "2 + 2?", "result": 4}\n')
+    assert evaluation_program.main([checkpoint, "--tasks", "GSM8K", "--data_root", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {path}:2: no column 'answer'; this line has question, result\n"
+
+
+def test_letters_that_are_no_single_tokens_are_an_error_with_their_problem(checkpoint, tmp_path, capsys):
+    path = tmp_path / "arc" / "ARC-Easy" / "test.jsonl"
+    path.parent.mkdir(parents=True)
+    choices = {"text": ["one", "two"], "label": ["first choice", "B"]}
+    path.write_text(json.dumps({"question": "1 + 1?", "choices": choices, "answerKey": "B"}) + "\n")
+    assert evaluation_program.main([checkpoint, "--tasks", "ARC-Easy", "--data_root", str(tmp_path)]) == 2
+    assert "error: ARC-Easy: problem 0: the answer letter 'first choice' is 4 tokens" in capsys.readouterr().err
+
+
+def test_a_prompt_beyond_the_context_is_counted_in_table_and_file(checkpoint, tmp_path, capsys):
+    path, output = tmp_path / "gsm8k" / "test.jsonl", tmp_path / "results.json"
+    path.parent.mkdir()
+    rows = [{"question": f"{'very ' * times}long?", "answer": "#### 2"} for times in (1, 400)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--tasks", "GSM8K", "--data_root", str(tmp_path), "--max_new_tokens", "4", "--output", str(output)]
+    assert evaluation_program.main([checkpoint, *arguments]) == 0
+    assert "(1 prompts lost their beginning: longer than the context)" in capsys.readouterr().out
+    assert json.loads(output.read_text())["tasks"]["GSM8K"]["num_truncated"] == 1
+
+
+def test_a_baseline_adds_the_paired_difference(checkpoint, data_root, tmp_path, capsys):
+    then, now = tmp_path / "then.json", tmp_path / "now.json"
+    arguments = [checkpoint, "--tasks", "ARC-Easy", "--data_root", data_root, "--output"]
+    assert evaluation_program.main([*arguments, str(then)]) == 0
+    earlier = json.loads(then.read_text())
+    problems = earlier["tasks"]["ARC-Easy"]["problems"]
+    for problem in problems[:3]:
+        problem["correct"] = [not problem["correct"][0]]
+    then.write_text(json.dumps(earlier))
+    capsys.readouterr()
+    assert evaluation_program.main([*arguments, str(now), "--baseline", str(then)]) == 0
+    results = json.loads(now.read_text())
+    difference = results["differences"]["ARC-Easy"]
+    better, worse = (sum(problem["correct"] == [verdict] for problem in problems[:3]) for verdict in (False, True))
+    assert (difference["num_better"], difference["num_worse"]) == (better, worse)
+    assert difference["difference"] == pytest.approx((better - worse) / len(problems))
+    header, line = capsys.readouterr().out.splitlines()[-2:]
+    assert header.startswith("against the baseline")
+    assert line.split()[:2] == ["ARC-Easy", f"{difference['difference']:+.4f}"]
+
+
+def test_a_baseline_that_is_none_is_an_error_before_the_model_loads(data_root, tmp_path, capsys):
+    arguments = ["no/such/model", "--tasks", "ARC-Easy", "--data_root", data_root, "--baseline", str(tmp_path / "none.json")]
+    assert evaluation_program.main(arguments) == 2
+    assert "none.json is not there" in capsys.readouterr().err
+
+
+def test_conversations_have_their_loss_by_turn_and_no_task_runs_unasked(checkpoint, tmp_path, capsys):
+    path, output = tmp_path / "chat.jsonl", tmp_path / "results.json"
+    roles = ("user", "assistant", "user", "assistant")
+    talks = [list(zip(roles, texts, strict=True)) for texts in (("hi", "yes", "sure?", "yes"), ("a", "b", "c", "d"))]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in talk]} for talk in talks]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert evaluation_program.main([checkpoint, "--conversations", f"{{path: {path}, stop: 1}}", str(path), "--output", str(output)]) == 0
+    results = json.loads(output.read_text())
+    assert results["tasks"] == {}
+    report = results["conversations"]
+    assert (report["num_conversations"], [turn["turn"] for turn in report["turns"]]) == (3, ["1", "2"])
+    first, header, *turns = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"3 conversations, {report['num_tokens']} tokens: loss {report['token_loss']:.6f}, bits per byte ")
+    assert header.split() == ["assistant", "turn", "loss", "without", "history", "tokens"]
+    assert [line.split()[1] for line in turns] == [f"{turn['loss']:.4f}" for turn in report["turns"]]
+
+
+@pytest.mark.parametrize(("word", "message"), [("{path: x, sop: 1}", "sop"), ("none.jsonl", "none.jsonl"), ("{path: [", "{path: [")])
+def test_conversations_that_are_none_are_an_error(checkpoint, capsys, word, message):
+    assert evaluation_program.main([checkpoint, "--conversations", word]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+
+
 @pytest.mark.parametrize("option", [["--temperature", "-1"], ["--batch_size", "0"], ["--max_problems", "none"]])
 def test_a_wrong_option_ends_with_the_usage(option, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -122,8 +212,8 @@ def test_the_default_is_all_six_tasks():
 
 
 def test_the_table_ends_with_chatcore_when_all_tasks_ran():
-    results = [ProblemResult(index, "", [""], [index == 0], index == 1) for index in range(4)]
-    table = evaluation_program.format_table([summarize(name, results) for name in BASELINES]).splitlines()
+    results = [ProblemResult(index, "", "", [""], [index == 0], index == 1) for index in range(4)]
+    table = format_reports([summarize(name, results) for name in BASELINES]).splitlines()
     assert len(table) == 1 + 6 + 3
     assert table[1].split()[:4] == ["ARC-Easy", "0.2500", "0.0456-0.6994", "4"]
     assert "1 prompts lost their beginning" in table[1]
@@ -136,13 +226,21 @@ def test_the_table_ends_with_chatcore_when_all_tasks_ran():
 
 @pytest.mark.slow
 def test_two_processes_report_what_one_does(checkpoint, data_root, tmp_path):
+    talk = tmp_path / "chat.jsonl"
+    talk.write_text("".join(json.dumps({"prompt": f"question {n}", "completion": "yes " * n}) + "\n" for n in range(1, 7)))
     results = []
     for num_processes in (1, 2):
         output = tmp_path / f"{num_processes}.json"
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes), "-m", "chatsft.eval"]
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+        launch += ["--num_processes", str(num_processes), "--dynamo_backend", "no", *(["--multi_gpu"] if num_processes > 1 else [])]
         options = ["--tasks", "ARC-Easy", "GSM8K", "--data_root", data_root, "--batch_size", "2", "--max_new_tokens", "8"]
-        options += ["--temperature", "1", "--output", str(output)]
-        subprocess.run([*launch, checkpoint, *options], check=True, cwd=Path(__file__).parents[1], timeout=300)
+        options += ["--temperature", "1", "--conversations", str(talk), "--output", str(output)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run([*launch, "-m", "chatsft.eval", checkpoint, *options], check=True, cwd=REPOSITORY, env=environment, timeout=300)
         results.append(json.loads(output.read_text()))
     assert [result.pop("num_processes") for result in results] == [1, 2]
+    one, two = (result.pop("conversations") for result in results)
+    assert one.pop("turns")[0] == pytest.approx(two.pop("turns")[0])
+    assert one.pop("bits_per_byte") == pytest.approx(two.pop("bits_per_byte"))
+    assert one == pytest.approx(two)
     assert results[0] == results[1]

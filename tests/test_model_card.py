@@ -106,6 +106,12 @@ def test_without_evaluation_there_are_no_results(tmp_path):
     assert training_results([]) == []
 
 
+def test_task_metrics_of_training_are_results_of_their_own():
+    logs = [{"arc_easy_acc": 0.25, "step": 0}, {"arc_easy_acc": 0.5, "my_tasks_capitals_acc": 1.0, "step": 9}]
+    [result] = training_results(logs)
+    assert (result.dataset_name, result.metric_type, result.metric_value) == ("ARC-Easy", "accuracy_during_training", 0.5)
+
+
 def test_curves_lie_within_the_picture_in_proportion():
     picture = ElementTree.fromstring(draw_curves({"a": [(0, 4.0), (10, 2.0), (20, 0.0)], "b": [(20, 1.0)], "absent": []}))
     lines = picture.findall("{*}polyline")

@@ -19,8 +19,9 @@ def write_answers(
     top_k: int = 50,
     num_samples: int = 1,
     seed: int | None = 42,
+    batch_size: int | None = None,
 ) -> list[ProblemResult]:
-    """Answer a batch of problems with `num_samples` completions each; a greedy one is made once and counted that often."""
+    """Answer problems with `num_samples` completions each; a greedy one is made once and counted that often."""
     completions = generate_completions(
         model,
         tokenizer,
@@ -30,8 +31,6 @@ def write_answers(
         top_k=top_k,
         num_samples=num_samples,
         seed=seed,
+        batch_size=batch_size,
     )
-    return [
-        judge(task, problem, tokenizer, [tokenizer.decode(ids) for ids in drawn])
-        for problem, drawn in zip(problems, completions, strict=True)
-    ]
+    return judge(task, tokenizer, problems, [tokenizer.batch_decode(drawn) for drawn in completions])

@@ -1,9 +1,14 @@
 """Problems to solve, the record of each answer, and the batches they are answered in."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from chatsft.model.conversation import conversation_spans
 from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.tasks import Task
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -18,10 +23,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class ProblemResult:
-    """What the model was shown, what it answered, and the verdict on each answer."""
+    """What the model was shown, the answer of the data set, what the model answered, and the verdict on each answer."""
 
     index: int
     prompt: str
+    expected: str
     completions: list[str]
     correct: list[bool]
     truncated: bool
@@ -42,29 +48,55 @@ def render_problems(task: Task, tokenizer: GPTTokenizer, max_tokens: int, max_pr
     return problems
 
 
-def batch_problems(problems: list[Problem], batch_size: int) -> list[list[Problem]]:
-    """Split problems into batches of similar length, longest first so that a batch too large for memory fails at once.
+def batch_by_length(
+    items: Sequence[Item], length: Callable[[Item], int], batch_size: int | None = None, max_tokens: int | None = None
+) -> list[list[Item]]:
+    """Split into batches of similar length, longest first so that a batch too large for memory fails at once.
 
-    >>> batches = batch_problems([Problem(i, {}, [0] * n, False) for i, n in enumerate([2, 5, 3])], 2)
-    >>> [[problem.index for problem in batch] for batch in batches]
-    [[1, 2], [0]]
+    Args:
+        length: tokens of an item.
+        batch_size: most items of a batch.
+        max_tokens: most tokens of a batch, padding included; an item longer than that has a batch of its own.
+
+    >>> batch_by_length(["aa", "aaaaa", "aaa"], len, batch_size=2)
+    [['aaaaa', 'aaa'], ['aa']]
+    >>> batch_by_length(["aa", "aaaaa", "aaa"], len, max_tokens=8)
+    [['aaaaa'], ['aaa', 'aa']]
     """
-    ordered = sorted(problems, key=lambda problem: -len(problem.prompt_ids))
-    return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    batches: list[list[Item]] = []
+    for item in sorted(items, key=lambda item: -length(item)):
+        last = batches[-1] if batches else None
+        is_full = last is None or (batch_size is not None and len(last) >= batch_size)
+        if is_full or (max_tokens is not None and (len(last) + 1) * length(last[0]) > max_tokens):
+            batches.append([item])
+        else:
+            last.append(item)
+    return batches
 
 
-def judge(task: Task, problem: Problem, tokenizer: GPTTokenizer, completions: list[str]) -> ProblemResult:
-    """Ask the task about each completion."""
-    return ProblemResult(
-        index=problem.index,
-        prompt=tokenizer.decode(problem.prompt_ids),
-        completions=completions,
-        correct=[bool(task.evaluate(problem.conversation, completion)) for completion in completions],
-        truncated=problem.truncated,
-    )
+def judge(task: Task, tokenizer: GPTTokenizer, problems: Sequence[Problem], answers: Sequence[list[str]]) -> list[ProblemResult]:
+    """Ask the task about each problem's completions."""
+    prompts = tokenizer.batch_decode([problem.prompt_ids for problem in problems]) if problems else []
+    return [
+        ProblemResult(
+            index=problem.index,
+            prompt=prompt,
+            expected=_expected_text(problem.conversation),
+            completions=completions,
+            correct=[bool(task.evaluate(problem.conversation, completion)) for completion in completions],
+            truncated=problem.truncated,
+        )
+        for problem, prompt, completions in zip(problems, prompts, answers, strict=True)
+    ]
 
 
 def _render_prompt(tokenizer: GPTTokenizer, conversation: dict) -> list[int]:
     """Return what `render_for_completion` gives, at any length."""
     ids, _ = tokenizer.render_conversation({"messages": conversation["messages"][:-1]}, max_tokens=None)
     return [*ids, tokenizer.encode_special("<|assistant_start|>")]
+
+
+def _expected_text(conversation: dict) -> str:
+    """Write the conversation's own answer as completions are written: with tool markers, without the token that ends it."""
+    _, _, *spans = conversation_spans(conversation["messages"][-1:])
+    return "".join(opening + text + closing for opening, text, closing, _ in spans).removesuffix("<|assistant_end|>")

@@ -1,4 +1,4 @@
-"""Evaluate a model on one task, divided among the ranks of a launch."""
+"""Evaluate a model on a task: share out the problems, answer them, sum up."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +10,15 @@ from transformers import PreTrainedModel
 
 from chatsft.evaluation.categorical import choose_letters
 from chatsft.evaluation.generative import write_answers
-from chatsft.evaluation.problems import Problem, ProblemResult, batch_problems, render_problems
-from chatsft.evaluation.statistics import pass_at_k, wilson_interval
+from chatsft.evaluation.metrics import load_metric
+from chatsft.evaluation.problems import Problem, ProblemResult, batch_by_length, render_problems
+from chatsft.evaluation.token_losses import MAX_BATCH_TOKENS
 from chatsft.generation.tool_use import max_prompt_tokens
 from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.tasks import Task
+
+ANSWERS_AT_A_TIME = 128
+"""Written together by default: a GPU decodes them in hardly more time than one, and the keys and values of so many fit."""
 
 
 @dataclass(frozen=True)
@@ -22,19 +26,23 @@ class EvaluationOptions:
     """How to evaluate; all but the first two matter to written answers only.
 
     Args:
-        batch_size: problems answered together.
-        max_problems: only the first ones of the task; None is all.
+        batch_size: most problems answered together. By default 128 written answers, and letters by the tokens of their prompts.
+        max_problems: only the first ones of a task; a number, or one for each kind: {categorical: 1024, generative: 64}.
         temperature: 0 is greedy.
         num_samples: answers per problem. A problem counts as solved if any of them is right.
     """
 
-    batch_size: int = 8
-    max_problems: int | None = None
+    batch_size: int | None = None
+    max_problems: int | dict[str, int] | None = None
     max_new_tokens: int = 512
     temperature: float = 0.0
     top_k: int = 50
     num_samples: int = 1
     seed: int = 42
+
+    def most_problems(self, task: Task) -> int | None:
+        """Return how many of a task's problems to take, None for all."""
+        return self.max_problems.get(task.eval_type) if isinstance(self.max_problems, dict) else self.max_problems
 
 
 @dataclass(frozen=True)
@@ -64,64 +72,70 @@ def evaluate_task(
     """Answer a task's problems and report; every rank of a launch does its share and gets the whole report.
 
     Whole batches go to a rank, so that each is computed, and sampled, as it would be in one process.
+
+    Raises:
+        ValueError: on a problem that cannot be put to this model, with the task and the problem.
     """
     options = options or EvaluationOptions()
-    is_written = task.eval_type == "generative"
-    max_tokens = max_prompt_tokens(model.config, options.max_new_tokens) if is_written else model.config.max_position_embeddings
-    batches = batch_problems(render_problems(task, tokenizer, max_tokens, options.max_problems), options.batch_size)
-    state = PartialState()
-    results = []
-    with _evaluating(model):
-        for number in range(state.process_index, len(batches), state.num_processes):
-            results += _answer(model, tokenizer, task, batches[number], options, number)
+    answer = _write_share if task.eval_type == "generative" else _choose_share
+    try:
+        with evaluating(model):
+            results = answer(task, model, tokenizer, options)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     return summarize(name, gather_object(results))
 
 
 def summarize(name: str, results: list[ProblemResult]) -> TaskReport:
     """Count the verdicts."""
     results = sorted(results, key=lambda result: result.index)
-    num_correct = sum(any(result.correct) for result in results)
-    return TaskReport(
-        task=name,
-        accuracy=num_correct / len(results) if results else 0.0,
-        interval=wilson_interval(num_correct, len(results)),
-        num_problems=len(results),
-        num_correct=num_correct,
-        num_truncated=sum(result.truncated for result in results),
-        pass_at=_pass_at(results),
-        problems=results,
-    )
+    figures = load_metric("task_accuracy").compute(predictions=[result.correct for result in results])
+    return TaskReport(task=name, num_truncated=sum(result.truncated for result in results), problems=results, **figures)
 
 
-def _answer(
-    model: PreTrainedModel, tokenizer: GPTTokenizer, task: Task, batch: list[Problem], options: EvaluationOptions, number: int
-) -> list[ProblemResult]:
-    if task.eval_type == "categorical":
-        return choose_letters(model, tokenizer, task, batch)
-    return write_answers(
-        model,
-        tokenizer,
-        task,
-        batch,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        num_samples=options.num_samples,
-        seed=options.seed + number,
-    )
-
-
-def _pass_at(results: list[ProblemResult]) -> dict[int, float]:
-    num_samples = len(results[0].correct) if results else 0
-    powers = [2**exponent for exponent in range(num_samples.bit_length())]
-    return {k: sum(pass_at_k(num_samples, sum(result.correct), k) for result in results) / len(results) for k in powers}
+def own_share(batches: list) -> list[tuple[int, list]]:
+    """Return the batches of this rank, each with its number among all."""
+    state = PartialState()
+    return list(enumerate(batches))[state.process_index :: state.num_processes]
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Switch dropout and the like off, and back to how they were."""
     was_training = model.training
     model.eval()
     try:
         yield
     finally:
         model.train(was_training)
+
+
+def _choose_share(task: Task, model: PreTrainedModel, tokenizer: GPTTokenizer, options: EvaluationOptions) -> list[ProblemResult]:
+    problems = render_problems(task, tokenizer, model.config.max_position_embeddings, options.most_problems(task))
+    batches = batch_by_length(problems, _prompt_length, options.batch_size, MAX_BATCH_TOKENS)
+    return choose_letters(model, tokenizer, task, [batch for _, batch in own_share(batches)])
+
+
+def _write_share(task: Task, model: PreTrainedModel, tokenizer: GPTTokenizer, options: EvaluationOptions) -> list[ProblemResult]:
+    max_tokens = max_prompt_tokens(model.config, options.max_new_tokens)
+    batch_size = options.batch_size or ANSWERS_AT_A_TIME
+    batches = batch_by_length(render_problems(task, tokenizer, max_tokens, options.most_problems(task)), _prompt_length, batch_size)
+    results = []
+    for number, batch in own_share(batches):
+        results += write_answers(
+            model,
+            tokenizer,
+            task,
+            batch,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            num_samples=options.num_samples,
+            seed=options.seed + number,
+            batch_size=batch_size,
+        )
+    return results
+
+
+def _prompt_length(problem: Problem) -> int:
+    return len(problem.prompt_ids)

@@ -20,6 +20,8 @@ class SimpleSpelling(Task):
     seeds of their own and skip the words of the first 200,000 training rows as long as the list has others.
     """
 
+    eval_type = "generative"
+
     def __init__(self, size: int = 1000, split: str = "train", data_root: str | Path | None = None, **kwargs):
         super().__init__(**kwargs)
         check_choice("SimpleSpelling split", split, ("train", "test"))
@@ -48,6 +50,10 @@ class SimpleSpelling(Task):
             {"role": "assistant", "content": f"{word}: {','.join(word)}"},
         ]
         return {"messages": messages}
+
+    def evaluate(self, conversation: dict, completion: str) -> bool:
+        """Compare with the whole answer, which is the word and its letters. (nanochat only trains on this task.)"""
+        return completion.strip() == conversation["messages"][-1]["content"]
 
     def fingerprint(self) -> str:
         return file_fingerprint(self.path)

@@ -1,4 +1,4 @@
-from chatsft.evaluation.problems import Problem, batch_problems, render_problems
+from chatsft.evaluation.problems import batch_by_length, judge, render_problems
 from tests.evaluation.recorded_model import ListTask, load_tokenizer, recorded_task
 
 
@@ -34,8 +34,23 @@ def test_max_problems_takes_the_first_ones():
     assert len(render_problems(task, tokenizer, 256, max_problems=100)) == len(task)
 
 
-def test_batches_hold_every_problem_once_longest_first():
-    problems = [Problem(index, {}, [0] * length, False) for index, length in enumerate([3, 1, 4, 1, 5, 9, 2])]
-    batches = batch_problems(problems, 3)
-    assert [[len(problem.prompt_ids) for problem in batch] for batch in batches] == [[9, 5, 4], [3, 2, 1], [1]]
-    assert sorted(problem.index for batch in batches for problem in batch) == list(range(7))
+def test_batches_hold_every_item_once_longest_first():
+    items = ["a" * length for length in [3, 1, 4, 1, 5, 9, 2]]
+    assert [list(map(len, batch)) for batch in batch_by_length(items, len, 3)] == [[9, 5, 4], [3, 2, 1], [1]]
+    assert batch_by_length([], len, 3) == []
+
+
+def test_a_batch_is_full_at_either_limit_and_padding_counts():
+    items = ["a" * length for length in [3, 1, 4, 1, 5, 9, 2]]
+    assert [list(map(len, batch)) for batch in batch_by_length(items, len, 3, max_tokens=10)] == [[9], [5, 4], [3, 2, 1], [1]]
+    assert [list(map(len, batch)) for batch in batch_by_length(items, len, max_tokens=8)] == [[9], [5], [4, 3], [2, 1, 1]]
+
+
+def test_a_result_shows_the_answer_of_the_data_as_completions_are_shown():
+    task, tokenizer = recorded_task("spellingbee"), load_tokenizer()
+    [problem] = render_problems(task, tokenizer, 256, max_problems=1)
+    ids, _ = tokenizer.render_conversation(task[0])
+    answer = tokenizer.decode(ids[len(problem.prompt_ids) : -1])
+    assert "<|python_start|>" in answer
+    [result] = judge(task, tokenizer, [problem], [[answer]])
+    assert (result.expected, result.completions, result.correct) == (answer, [answer], [True])

@@ -30,7 +30,7 @@ def test_the_model_goes_back_to_training():
 
 
 def test_a_summary_is_in_problem_order_with_its_counts():
-    results = [ProblemResult(2, "c", ["x"], [True], True), ProblemResult(0, "a", ["y"], [False], False)]
+    results = [ProblemResult(2, "c", "x", ["x"], [True], True), ProblemResult(0, "a", "x", ["y"], [False], False)]
     report = task_evaluation.summarize("odd", results)
     assert [problem.index for problem in report.problems] == [0, 2]
     assert (report.num_correct, report.num_problems, report.num_truncated, report.accuracy) == (1, 2, 1, 0.5)

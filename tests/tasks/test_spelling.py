@@ -43,6 +43,13 @@ def test_spellingbee_is_judged_as_recorded(tmp_path):
     assert task.reward(conversation, "#### 1") == 1.0
 
 
+def test_a_spelled_word_is_right_when_every_letter_is(tmp_path):
+    task = SimpleSpelling(size=1, data_root=write_words(tmp_path))
+    answer = task[0]["messages"][-1]["content"]
+    verdicts = [task.evaluate(task[0], completion) for completion in (answer, f" {answer}\n", answer[:-1], answer + ",s", "")]
+    assert verdicts == [True, True, False, False, False]
+
+
 def test_a_word_list_is_downloaded_when_there_is_no_data_root(monkeypatch):
     monkeypatch.setattr(words, "WORD_LIST_URL", str(FIXTURES / "words_alpha.txt"))
     assert list(SimpleSpelling(size=20)) == RECORDED["simplespelling"]["train"]

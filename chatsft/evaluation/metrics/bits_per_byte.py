@@ -1,0 +1,30 @@
+"""Bits per byte: a loss that does not depend on the tokenizer."""
+
+from math import inf, log
+
+import datasets
+import evaluate
+
+INPUTS = """
+Args:
+    predictions: loss in nats, of a token or of any longer piece of text.
+    references: bytes of that piece. One of no bytes, as a special token, does not count at all.
+Returns:
+    bits_per_byte: infinite where there are no bytes.
+"""
+
+
+class BitsPerByte(evaluate.Metric):
+    """Divide the bits of what has bytes by these bytes."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Cross-entropy in bits for each byte of text.",
+            citation="https://github.com/karpathy/nanochat",
+            inputs_description=INPUTS,
+            features=datasets.Features({"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}),
+        )
+
+    def _compute(self, predictions: list[float], references: list[int]) -> dict[str, float]:
+        nats = sum(loss for loss, num_bytes in zip(predictions, references, strict=True) if num_bytes)
+        return {"bits_per_byte": nats / (log(2) * sum(references)) if any(references) else inf}
