@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from chatsft.generation.kernel_step import KernelStep, has_kernels
 from chatsft.generation.sampling import Sampling
 from chatsft.generation.slots import LENGTH, TOKEN, SlotCache, Slots
+from chatsft.model.attention import VARLEN
 from chatsft.model.modeling_gpt import GPTForCausalLM, window_masks
 
 CAPACITY_UNIT = 256
@@ -21,7 +22,7 @@ PREFILL_TOKENS = 32_768
 MAX_SLOTS = 128
 SHARE_TO_KEEP = 1 / 16
 """Largest share of the device's memory that is kept between calls."""
-ATTENTIONS = ("varlen", "sdpa", "eager")
+ATTENTIONS = (*VARLEN, "sdpa", "eager")
 """Attention implementations that add a mask of numbers to their scores."""
 
 

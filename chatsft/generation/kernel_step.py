@@ -19,6 +19,8 @@ except ImportError:  # comes with torch for CUDA; elsewhere the model's own forw
     triton = None
 
 STEPS_A_GRAPH = 4
+EARLY_LAUNCH = False
+"""Start every kernel while the one before still runs, to fetch its weights, and let it wait there (Hopper and later)."""
 PROGRAMS = 1024
 """Attention splits the cached keys until it has about so many programs, eight for each multiprocessor of an H100 or H200."""
 MAX_SPLITS = 16
@@ -75,7 +77,7 @@ class Launch:
     constants: dict[str, bool | float]
 
     def __call__(self) -> None:
-        self.kernel[self.grid](*self.tensors, **self.constants)
+        self.kernel[self.grid](*self.tensors, **self.constants, launch_pdl=self.constants["EARLY"])
 
 
 class KernelStep:
@@ -131,6 +133,7 @@ class KernelChain:
         self.qkv = self._buffer((self.config.num_attention_heads + 2 * self.config.num_key_value_heads) * self.config.head_dim)
         self.scores = self._buffer(self.config.vocab_size, torch.float32)
         self.splits = self._num_splits()
+        self.early = {"EARLY": EARLY_LAUNCH and _can_launch_early(self.device)}
         pairs = self.num_rows * self.config.num_attention_heads
         self.parts = [torch.empty(pairs * self.splits * n, device=self.device) for n in (_power(self.config.head_dim), 1, 1)]
         self.arrived = torch.zeros(pairs, dtype=torch.int32, device=self.device)
@@ -149,7 +152,7 @@ class KernelChain:
         """Return what moves every row by the token chosen for it."""
         slots = self.cache.slots
         tensors = (slots.fields, slots.planned, slots.stops, slots.trace, chosen)
-        return Launch(kernels.advance, (self.num_rows,), tensors, {"M": self.num_rows, "CAPACITY": slots.capacity})
+        return Launch(kernels.advance, (self.num_rows,), tensors, {"M": self.num_rows, "CAPACITY": slots.capacity} | self.early)
 
     def _embed(self, model: GPTForCausalLM) -> Launch:
         trunk, config = model.model, self.config
@@ -170,7 +173,7 @@ class KernelChain:
             "SMEAR_SIZE": config.smear_gate_size,
             "RESCALE": config.residual_scaling,
         }
-        return Launch(kernels.embed, (self.num_rows,), tensors, constants)
+        return Launch(kernels.embed, (self.num_rows,), tensors, constants | self.early)
 
     def _layers(self, model: GPTForCausalLM) -> list[Launch]:
         config, launches = self.config, []
@@ -235,7 +238,10 @@ class KernelChain:
             "num_warps": tile.num_warps,
             "num_stages": tile.num_stages,
         }
-        return Launch(kernels.project, (-(-widest // tile.num_outputs), len(weights)), tensors, constants | NOTHING_AFTER | after)
+        constants |= NOTHING_AFTER | after | self.early
+        return Launch(
+            kernels.project, (-(-widest // tile.num_outputs), len(weights)), tensors, constants | NOTHING_AFTER | after | self.early
+        )
 
     def _attend(self, model: GPTForCausalLM, index: int) -> Launch:
         config, attention, slots = self.config, model.model.layers[index].self_attn, self.cache.slots
@@ -272,7 +278,7 @@ class KernelChain:
             "BLOCK_T": KEYS_AT_A_TIME,
             "SPLITS": self.splits,
         }
-        return Launch(kernels.attend, (self.num_rows, config.num_attention_heads, self.splits), tensors, constants)
+        return Launch(kernels.attend, (self.num_rows, config.num_attention_heads, self.splits), tensors, constants | self.early)
 
     def _lambdas(self, model: GPTForCausalLM, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the residual factors of a layer, each a view of one number; placeholders where there are none."""
@@ -286,6 +292,10 @@ class KernelChain:
 
     def _buffer(self, width: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         return torch.empty(self.num_rows, width, dtype=dtype or self.dtype, device=self.device)
+
+
+def _can_launch_early(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _power(size: int) -> int:

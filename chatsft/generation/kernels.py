@@ -22,6 +22,25 @@ LEAST = tl.constexpr(-1e30)
 
 
 @triton.jit
+def _wait_for_the_kernel_before(EARLY: tl.constexpr):
+    """Wait until what the kernel before wrote can be read, then let the kernel after this one start, and wait in its turn."""
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def _prefetch(weight, column, is_column, K: tl.constexpr):
+    """Bring a program's part of a matrix into the L2 cache, a line of 128 bytes at a time."""
+    channels: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
+    lines: tl.constexpr = (K + channels - 1) // channels
+    line = tl.arange(0, triton.next_power_of_2(lines))
+    place = column[:, None].to(tl.int64) * K + line[None, :] * channels
+    address = (weight + tl.where(is_column[:, None] & (line < lines)[None, :], place, 0)).to(tl.int64)
+    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
 def embed(
     fields,
     table,
@@ -37,9 +56,11 @@ def embed(
     SMEAR: tl.constexpr,
     SMEAR_SIZE: tl.constexpr,
     RESCALE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Look a row's token up, norm it, smear the token before into it, and scale it for the first layer."""
     row = tl.program_id(0)
+    _wait_for_the_kernel_before(EARLY)
     channel = tl.arange(0, BLOCK)
     inside = channel < WIDTH
     token = tl.load(fields + AT_TOKEN * M + row).to(tl.int64)
@@ -89,22 +110,22 @@ def project(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Multiply the rows with a matrix, (N, K), or with three of them side by side, and do what follows in the model.
 
     A program makes BLOCK_N outputs of all rows. `out` is where the residual stream is read and written where RESIDUAL is set.
     """
     tile, which = tl.program_id(0), tl.program_id(1)
-    weight = weight_0
-    if which == 1:
-        weight = weight_1
-    if which == 2:
-        weight = weight_2
+    weight = _one_of(which, weight_0, weight_1, weight_2)
     size = tl.where(which == 0, N_0, N_REST)
     first = tl.where(which == 0, 0, N_0 + (which - 1) * N_REST)
     row = tl.arange(0, BLOCK_M)
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     is_row, is_column = row < M, column < size
+    if EARLY:
+        _prefetch(weight, column, is_column, K)
+    _wait_for_the_kernel_before(EARLY)
     acc = _multiply(x, weight, row, column, is_row, is_column, K, NORM, BLOCK_M, BLOCK_N, BLOCK_K)
     place = row[:, None] * (N_0 + 2 * N_REST) + first + column[None, :]
     inside = is_row[:, None] & is_column[None, :]
@@ -123,6 +144,16 @@ def project(
         scaled = acc.to(x.dtype.element_ty).to(tl.float32) / SOFTCAP  # rounded first, as the model's logits are
         acc = SOFTCAP * (2.0 * tl.sigmoid(2.0 * scaled) - 1.0)
     tl.store(out + place, acc, mask=inside)
+
+
+@triton.jit
+def _one_of(which, weight_0, weight_1, weight_2):
+    weight = weight_0
+    if which == 1:
+        weight = weight_1
+    if which == 2:
+        weight = weight_2
+    return weight
 
 
 @triton.jit
@@ -199,9 +230,11 @@ def attend(
     BLOCK_D: tl.constexpr,
     BLOCK_T: tl.constexpr,
     SPLITS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Turn and norm a row's new query and key, cache key and value, and attend; programs: (rows, query heads, splits of the keys)."""
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    _wait_for_the_kernel_before(EARLY)
     dtype = keys.dtype.element_ty
     kv_head = head // (HEADS // KV_HEADS)
     length = tl.load(fields + AT_LENGTH * M + row)
@@ -350,9 +383,10 @@ def _value_gate(
 
 
 @triton.jit
-def advance(fields, planned, stops, trace, chosen, M: tl.constexpr, CAPACITY: tl.constexpr):
+def advance(fields, planned, stops, trace, chosen, M: tl.constexpr, CAPACITY: tl.constexpr, EARLY: tl.constexpr):
     """Do to a row what `Slots.advance` does."""
     row = tl.program_id(0)
+    _wait_for_the_kernel_before(EARLY)
     token = tl.load(fields + AT_TOKEN * M + row)
     length = tl.load(fields + AT_LENGTH * M + row)
     runs = tl.load(fields + AT_HALTED * M + row) == 0

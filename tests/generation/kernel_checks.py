@@ -76,13 +76,15 @@ def agree(year: str, dtype: str, splits: int, **fields) -> dict:
     return {"difference": ((a - b).abs().max() / a.abs().max()).item(), "moved_alike": moved_alike, "lengths": rows.fields[LENGTH].tolist()}
 
 
-def compile_step(year: str, num_rows: int, weights: str = "bfloat16") -> list[dict]:
+def compile_step(year: str, num_rows: int, weights: str = "bfloat16", early: bool = False) -> list[dict]:
     """Compile every kernel of a d20 model's step for an H100, which takes shapes and dtypes alone."""
     with torch.device("meta"):
         model = GPTForCausalLM(GPTConfig(**D20 | (D20_2026 if year == "2026" else {}))).to(getattr(torch, weights))
     slots = Slots(num_rows, 1024, 16, torch.device("meta"))
     chain = KernelChain(model, SlotCache(model.config, slots, torch.bfloat16), torch.bfloat16)
     launches = [*chain.launches, chain.advance(torch.empty(num_rows, dtype=torch.int64, device="meta"))]
+    for launch in launches:
+        launch.constants["EARLY"] = early
     return [compile_launch(launch) for launch in {str((launch.kernel, launch.constants)): launch for launch in launches}.values()]
 
 
