@@ -47,17 +47,18 @@ def late_host(request, monkeypatch):
     monkeypatch.setattr(DecodeLoop, "__init__", make_late)
 
 
-def pad_left(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
+def pad_left(prompts: list[list[int]], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return {"input_ids": ids, "attention_mask": mask}
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
 def both(model, prompts: list[list[int]], **options) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what transformers' loop and ours generate."""
     options = {"pad_token_id": 0, "do_sample": False} | options
-    return model.generate(**pad_left(prompts), **options), model.generate(**pad_left(prompts), custom_generate=decode, **options)
+    inputs = pad_left(prompts, model.device)
+    return model.generate(**inputs, **options), model.generate(**inputs, custom_generate=decode, **options)
 
 
 def generate(model, prompts: list[list[int]], num_tokens: int, **options) -> list[list[int]]:
