@@ -21,7 +21,7 @@ from chatsft.generation.sampling import Sampling
 from chatsft.generation.tool_state import ChatTokenizer
 from chatsft.generation.tool_use import ToolUseProcessor
 
-SERVED_CACHES = (None, "dynamic", "dynamic_full", "static")
+SERVED_CACHES = (None, "dynamic", "static")
 """Cache implementations that ask for nothing the loop's own cache lacks; the others save memory."""
 
 

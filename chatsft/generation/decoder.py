@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -132,12 +132,15 @@ def borrow_decoder(model: GPTForCausalLM, num_rows: int, capacity: int) -> Itera
     """
     num_rows, capacity = min(num_rows, MAX_SLOTS), -(-capacity // CAPACITY_UNIT) * CAPACITY_UNIT
     with _lock:
-        workspace = _workspaces.pop(model, None)
+        workspace = _workspaces.pop(model, None)  # another thread that comes meanwhile makes its own
+    with torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext():
         if workspace is None or not workspace.serves(model, num_rows, capacity):
             workspace = None  # its memory first
-            workspace = Workspace(model, num_rows, capacity)
+            with torch.inference_mode(False):  # a later call may be outside of it
+                workspace = Workspace(model, num_rows, capacity)
         yield Decoder(model, workspace)
-        if workspace.num_bytes <= SHARE_TO_KEEP * _device_memory(model.device):
+    if workspace.num_bytes <= SHARE_TO_KEEP * _device_memory(model.device):
+        with _lock:
             _workspaces[model] = workspace
 
 
@@ -184,7 +187,9 @@ def _parts_to_fill(lengths: list[int]) -> list[list[int]]:
 
 
 def _is_plain(model: GPTForCausalLM) -> bool:
-    """Say whether every matrix is a plain one: no adapters, no quantization."""
+    """Say whether every matrix is a plain one, without adapters or quantization, and nobody hooked into the forward pass."""
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        return False
     kinds = {type(module) for layer in model.model.layers for module in (*layer.self_attn.children(), *layer.mlp.children())}
     return kinds == {nn.Linear} and type(model.lm_head) is nn.Linear
 

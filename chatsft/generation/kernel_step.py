@@ -46,12 +46,13 @@ TILES = {2560: Tile(16, 256), 16384: Tile(32, 128), 2**31: Tile(64, 128)}
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Say whether the kernels run on a device: CUDA with bfloat16 matrix units, and Triton installed."""
-    return device.type == "cuda" and triton is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+    """Say whether the kernels run on a device: an NVIDIA GPU with bfloat16 matrix units, and Triton installed."""
+    is_nvidia = device.type == "cuda" and torch.version.cuda is not None
+    return is_nvidia and triton is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def choose_tile(num_rows: int, num_outputs: int, num_inputs: int, itemsize: int) -> Tile:
-    """Return the tile for a product, with fewer loads under way and then fewer inputs until it fits into shared memory.
+    """Return the tile for a product, narrowed along the inputs and with fewer loads under way until it fits into shared memory.
 
     >>> choose_tile(1, 3840, 1280, 2)
     Tile(num_outputs=32, num_inputs=128, num_warps=4, num_stages=6)
@@ -59,12 +60,11 @@ def choose_tile(num_rows: int, num_outputs: int, num_inputs: int, itemsize: int)
     Tile(num_outputs=16, num_inputs=64, num_warps=4, num_stages=5)
     """
     tile = next(tile for most, tile in TILES.items() if num_outputs <= most)
-    tile = replace(tile, num_inputs=min(tile.num_inputs, max(16, _power(num_inputs))))
+    width = min(tile.num_inputs, max(16, _power(num_inputs)))
     line = (_row_block(num_rows) + tile.num_outputs) * itemsize
-    while line * tile.num_inputs * tile.num_stages > SHARED_BYTES:
-        can_wait = tile.num_stages > MIN_STAGES
-        tile = replace(tile, num_stages=tile.num_stages - 1) if can_wait else replace(tile, num_inputs=tile.num_inputs // 2)
-    return tile
+    while line * width * MIN_STAGES > SHARED_BYTES:
+        width //= 2
+    return replace(tile, num_inputs=width, num_stages=min(tile.num_stages, SHARED_BYTES // (line * width)))
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,10 @@ class KernelStep:
 
     def __call__(self, sampling: Sampling, num_steps: int) -> None:
         """Launch `num_steps` steps, a multiple of those in a graph."""
-        with torch.cuda.device(self.device):
-            if sampling not in self.graphs:
-                self.graphs[sampling] = self._capture(sampling)
-            for _ in range(num_steps // STEPS_A_GRAPH):
-                self.graphs[sampling].replay()
+        if sampling not in self.graphs:
+            self.graphs[sampling] = self._capture(sampling)
+        for _ in range(num_steps // STEPS_A_GRAPH):
+            self.graphs[sampling].replay()
 
     def once(self, sampling: Sampling) -> None:
         """Launch one step, kernel by kernel."""

@@ -38,7 +38,7 @@ class Slots:
         self.fields[HALTED] = 1
         self.fields[STEPS] = 0
         self.stops.zero_()
-        self.stops[self._upload(sorted(stops))] = True
+        self.stops[self._upload([token for token in stops if 0 <= token < len(self.stops)])] = True
 
     def start(self, slots: list[int], prompts: list[list[int]], ends: list[int]) -> None:
         """Put rows whose prompts are cached, all but the last token, into slots and let them run."""

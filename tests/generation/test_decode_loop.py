@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -299,6 +300,25 @@ def test_a_call_that_failed_leaves_nothing_to_the_next(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         generate(model, prompts, 6, streamer=Breaking())
     assert generate(model, prompts, 6) == expected
+
+
+def test_a_workspace_made_in_inference_mode_serves_outside_of_it():
+    model, prompts = build_model("2026"), random_prompts([5, 6])
+    with torch.inference_mode():
+        expected = generate(model, prompts, 6)
+    assert generate(model, prompts, 6) == expected
+
+
+def test_an_end_token_that_the_model_has_not_ends_nothing(model):
+    stock, ours = both(model, random_prompts([5]), max_new_tokens=4, eos_token_id=5000)
+    assert torch.equal(stock, ours)
+
+
+def test_threads_generate_beside_each_other(model):
+    prompts = random_prompts([5, 6, 7, 8])
+    expected = generate(model, prompts, 12)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda prompt: generate(model, [prompt], 12)[0], prompts)) == expected
 
 
 def test_under_autocast_the_cache_is_held_in_its_dtype():

@@ -19,7 +19,7 @@ from chatsft.model.nanochat_tokenizer import load_nanochat_tokenizer
 from tests.generation.models import build_model, random_prompts
 from tests.generation.test_decode_loop import LENGTHS, both
 from tests.generation.test_decode_loop import generate as generate_rows
-from tests.generation.test_tool_use import ENGINE, GENERATIONS
+from tests.generation.test_tool_use import CALLING, ENGINE, GENERATIONS, generate_with_tools
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 WIDE = {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": None, "max_position_embeddings": 512}
@@ -112,6 +112,12 @@ def test_tools_are_called_as_by_nanochat(dtype, max_rows, tokenizer):
     generated = generate_rows(model, [row["prompt_ids"] for row in rows], 200, ending=ending, tokenizer=tokenizer, max_rows=max_rows)
     assert rows
     assert generated == [row["generated_ids"] for row in rows]
+
+
+@pytest.mark.parametrize("cache", ["static", "offloaded", "offloaded_static"])
+def test_transformers_loop_calls_tools_with_caches_that_need_a_gpu(cache, tokenizer):
+    model = load_nanochat_model(ENGINE / "gen_model").to("cuda").eval()
+    assert generate_with_tools(model, tokenizer, CALLING, cache_implementation=cache) == CALLING["generated_ids"]
 
 
 @pytest.mark.parametrize("year", YEARS)
