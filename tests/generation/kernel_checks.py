@@ -13,6 +13,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime import interpreter
 
 from chatsft.generation import kernel_step
 from chatsft.generation.decoder import Decoder, ModelStep, Workspace
@@ -104,5 +105,17 @@ def compile_launch(launch: Launch) -> dict:
     }
 
 
+def index_by_arrays_of_one() -> None:
+    """Let Triton before 3.9 interpret loops with NumPy from 2.4 on, which no longer takes an array of one number for a number."""
+    patch = interpreter._patch_lang_tensor
+
+    def patch_more(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_more
+
+
 if __name__ == "__main__":
+    index_by_arrays_of_one()
     print(json.dumps({"agree": agree, "compile": compile_step}[sys.argv[1]](**json.loads(sys.argv[2]))))
