@@ -1,4 +1,4 @@
-"""Let stock `model.generate()` call the calculator, row by row, in any batch."""
+"""Call the calculator while rows are generated: a logits processor for `model.generate()`, and completions of many prompts at once."""
 
 import logging
 import reprlib
@@ -9,6 +9,9 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
+from chatsft.generation.decode_loop import decode_rows
+from chatsft.generation.decoder import can_decode
+from chatsft.generation.sampling import Sampling
 from chatsft.generation.tool_state import ChatTokenizer, ControlTokens, ToolCallState
 
 logger = logging.getLogger(__name__)
@@ -87,22 +90,25 @@ def generate_completions(
         top_k: sample among the most likely tokens; 0 or None is all of them.
         num_samples: completions per prompt.
         seed: makes samples repeatable and leaves the caller's random state as it was; None draws from the caller's.
-        batch_size: rows generated together; None is all of them.
+        batch_size: most rows generated together; None is as many as are worth it.
         streamer: shown the tokens of a single prompt as they come, e.g. `transformers.TextStreamer`.
 
     Returns:
         For each prompt its completions: generated ids without the prompt and without the token that ended the row.
     """
-    options = _generation_options(max_new_tokens, temperature, top_k)
+    if temperature < 0:
+        raise ValueError(f"temperature is {temperature}; it may be 0 (greedy) or more.")
+    sampling = Sampling(temperature, top_k or 0)
     prompts = _truncate_prompts(prompts, max_prompt_tokens(model.config, max_new_tokens))
-    num_draws = num_samples if options["do_sample"] else 1
+    num_draws = num_samples if temperature else 1
     rows = sorted((index for index in range(len(prompts)) for _ in range(num_draws)), key=lambda index: -len(prompts[index]))
-    completions = [[] for _ in prompts]
+    ordered = [prompts[index] for index in rows]
+    complete = _decode if can_decode(model) else _generate
     with _random_state(seed, model.device):
-        for batch in _batches(rows, batch_size or len(rows)):
-            generated = _generate_batch(model, tokenizer, [prompts[index] for index in batch], streamer, options)
-            for index, completion in zip(batch, generated, strict=True):
-                completions[index].append(completion)
+        generated = complete(model, tokenizer, ordered, max_new_tokens, sampling, batch_size or len(rows), streamer)
+    completions = [[] for _ in prompts]
+    for index, row in zip(rows, generated, strict=True):
+        completions[index].append(_cut_at(row, ControlTokens.of(tokenizer).terminal))
     return [drawn * (num_samples // num_draws) for drawn in completions]
 
 
@@ -110,13 +116,6 @@ def max_prompt_tokens(config: PreTrainedConfig, max_new_tokens: int) -> int:
     """Return how long a prompt may be: what the new tokens leave of the context, at least half of it."""
     context = config.max_position_embeddings
     return context - min(max_new_tokens, context // 2)
-
-
-def _generation_options(max_new_tokens: int, temperature: float, top_k: int | None) -> dict:
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}; it may be 0 (greedy) or more.")
-    options = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0, "num_beams": 1, "use_cache": True}
-    return options | ({"temperature": temperature, "top_k": top_k or 0, "top_p": 1.0} if temperature > 0 else {})
 
 
 def _truncate_prompts(prompts: Sequence[list[int]], max_tokens: int) -> list[list[int]]:
@@ -134,22 +133,63 @@ def _truncate_prompts(prompts: Sequence[list[int]], max_tokens: int) -> list[lis
     return [prompt[-max_tokens:] for prompt in prompts]
 
 
-def _generate_batch(
-    model: PreTrainedModel, tokenizer: ChatTokenizer, prompts: list[list[int]], streamer: BaseStreamer | None, options: dict
+def _decode(
+    model: PreTrainedModel,
+    tokenizer: ChatTokenizer,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    sampling: Sampling,
+    batch_size: int,
+    streamer: BaseStreamer | None,
 ) -> list[list[int]]:
-    terminal = ControlTokens.of(tokenizer).terminal
-    pad = terminal[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    input_ids, attention_mask = _pad_left(prompts, pad)
-    generated = model.generate(
-        input_ids=torch.tensor(input_ids, device=model.device),
-        attention_mask=torch.tensor(attention_mask, device=model.device),
-        logits_processor=LogitsProcessorList([ToolUseProcessor(tokenizer)]),
-        eos_token_id=list(terminal),
-        pad_token_id=pad,
+    """Complete prompts in the decode loop."""
+    pad = _pad_token(tokenizer)
+    if streamer is not None:
+        streamer.put(torch.tensor(_pad_left(prompts, pad)[0]))
+    return decode_rows(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        ending=set(ControlTokens.of(tokenizer).terminal),
+        sampling=sampling,
+        tokenizer=tokenizer,
+        max_rows=batch_size,
         streamer=streamer,
-        **options,
+        pad=pad,
     )
-    return [_cut_at(row, terminal) for row in generated[:, len(input_ids[0]) :].tolist()]
+
+
+def _generate(
+    model: PreTrainedModel,
+    tokenizer: ChatTokenizer,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    sampling: Sampling,
+    batch_size: int,
+    streamer: BaseStreamer | None,
+) -> list[list[int]]:
+    """Complete prompts by transformers' loop, which serves every model, batch by batch."""
+    options = {"max_new_tokens": max_new_tokens, "do_sample": sampling.temperature > 0, "num_beams": 1, "use_cache": True}
+    if options["do_sample"]:
+        options |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": 1.0}
+    pad, generated = _pad_token(tokenizer), []
+    for start in range(0, len(prompts), batch_size or 1):
+        input_ids, attention_mask = _pad_left(prompts[start : start + batch_size], pad)
+        rows = model.generate(
+            input_ids=torch.tensor(input_ids, device=model.device),
+            attention_mask=torch.tensor(attention_mask, device=model.device),
+            logits_processor=LogitsProcessorList([ToolUseProcessor(tokenizer)]),
+            eos_token_id=list(ControlTokens.of(tokenizer).terminal),
+            pad_token_id=pad,
+            streamer=streamer,
+            **options,
+        )
+        generated += rows[:, len(input_ids[0]) :].tolist()
+    return generated
+
+
+def _pad_token(tokenizer: ChatTokenizer) -> int:
+    return ControlTokens.of(tokenizer).assistant_end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def _pad_left(prompts: list[list[int]], pad: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -171,15 +211,6 @@ def _cut_at(ids: list[int], terminal: Sequence[int]) -> list[int]:
     [7, 8]
     """
     return ids[: next((position for position, token in enumerate(ids) if token in terminal), len(ids))]
-
-
-def _batches(rows: list[int], batch_size: int) -> list[list[int]]:
-    """Split rows into batches in their order.
-
-    >>> _batches([4, 5, 6], 2)
-    [[4, 5], [6]]
-    """
-    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)] if rows else []
 
 
 @contextmanager

@@ -136,6 +136,16 @@ def test_any_text_gives_a_printable_answer_or_none(text):
     assert isinstance(format_result(value), str)
 
 
+@settings(max_examples=150, deadline=1000)
+@given(
+    st.text(alphabet="019'\"()+-*/. acount", min_size=1, max_size=12), st.integers(1, 3000), st.text(alphabet="019'()+.count", max_size=12)
+)
+def test_long_repetitions_are_answered_or_refused_at_once(unit, count, end):
+    value = use_calculator(unit * count + end)
+    assert value is None or type(value) in (int, float)
+    assert len(format_result(value)) <= MAX_CHARACTERS
+
+
 def numbers() -> st.SearchStrategy[str]:
     return st.integers(0, 10**6).map(str) | st.decimals(0, 1000, places=2).map(str)
 

@@ -162,20 +162,38 @@ def test_the_batch_size_changes_nothing(batch_size, model, tokenizer):
     assert completions == [[without_terminal(row["generated_ids"], tokenizer)] for row in SHORT]
 
 
-@pytest.mark.parametrize(
-    "options", [{"use_cache": False}, {"cache_implementation": "static"}, {"cache_implementation": "dynamic"}], ids=str
-)
-def test_stock_generate_calls_tools_with_every_cache(options, model, tokenizer):
-    row = SHORT[0]
-    generated = model.generate(
-        torch.tensor([row["prompt_ids"]]),
-        attention_mask=torch.ones(1, len(row["prompt_ids"]), dtype=torch.long),
-        logits_processor=LogitsProcessorList([ToolUseProcessor(tokenizer)]),
-        generation_config=GenerationConfig(
-            max_new_tokens=30, eos_token_id=list(ControlTokens.of(tokenizer).terminal), pad_token_id=0, disable_compile=True, **options
-        ),
+def generate_with_tools(model, tokenizer, row: dict, **options) -> list[int]:
+    """Return what transformers' own loop generates for a recorded prompt."""
+    ids = torch.tensor([row["prompt_ids"]], device=model.device)
+    config = GenerationConfig(
+        max_new_tokens=200, eos_token_id=list(ControlTokens.of(tokenizer).terminal), pad_token_id=0, disable_compile=True, **options
     )
-    assert generated[0].tolist() == row["prompt_ids"] + row["generated_ids"]
+    processors = LogitsProcessorList([ToolUseProcessor(tokenizer)])
+    generated = model.generate(ids, attention_mask=torch.ones_like(ids), logits_processor=processors, generation_config=config)
+    return generated[0, ids.shape[1] :].tolist()
+
+
+CALLING = min((row for row in GENERATIONS if 0 in row["mask_1sampled_0forced"]), key=lambda row: len(row["generated_ids"]))
+
+
+@pytest.mark.parametrize("row", [SHORT[0], CALLING], ids=["no call", "a call"])
+@pytest.mark.parametrize("cache", ["dynamic", "static", "sliding_window", "hybrid", None])
+def test_stock_generate_calls_tools_with_every_cache(cache, row, model, tokenizer):
+    options = {"use_cache": False} if cache is None else {"cache_implementation": cache}
+    assert generate_with_tools(model, tokenizer, row, **options) == row["generated_ids"]
+
+
+def test_stock_generate_calls_tools_with_a_cache_that_rounds(model, tokenizer):
+    """The fp8 cache needs no other package; its keys are too coarse for the recorded tokens, so that only the forced ones are certain."""
+    try:
+        generated = generate_with_tools(model, tokenizer, CALLING, cache_implementation="quantized", cache_config={"backend": "fp8"})
+    except ValueError as error:
+        pytest.skip(f"this version of transformers has no fp8 cache: {error}")
+    state = ToolCallState(tokenizer)
+    for token in generated:
+        assert token == (state.forced[0] if state.forced else token)
+        state.observe(token)
+    assert ControlTokens.of(tokenizer).output_end in generated
 
 
 def test_samples_repeat_with_a_seed_and_leave_the_random_state_alone(model, tokenizer):

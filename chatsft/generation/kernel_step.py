@@ -1,0 +1,310 @@
+"""One decoding step of a nanochat GPT as a chain of kernels over fixed buffers, captured in CUDA graphs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from chatsft.generation.sampling import Sampling
+from chatsft.generation.slots import HALTED, SlotCache
+from chatsft.model.modeling_gpt import GPTForCausalLM
+from chatsft.model.rotary import rotary_embeddings
+
+try:
+    import triton
+
+    from chatsft.generation import kernels
+except ImportError:  # comes with torch for CUDA; elsewhere the model's own forward pass serves
+    triton = None
+
+STEPS_A_GRAPH = 4
+EARLY_LAUNCH = False
+"""Start every kernel while the one before still runs, to fetch its weights, and let it wait there (Hopper and later)."""
+PROGRAMS = 1024
+"""Attention splits the cached keys until it has about so many programs, eight for each multiprocessor of an H100 or H200."""
+MAX_SPLITS = 16
+KEYS_AT_A_TIME = 32
+MIN_STAGES = 3
+NOTHING_AFTER = dict.fromkeys(("NORM", "SQUARED_RELU", "RESIDUAL", "SAVE_MIDDLE", "BACKOUT", "RESCALE"), False) | {"SOFTCAP": 0.0}
+SHARED_BYTES = 96 * 1024
+"""What the loads under way of one program may take of a multiprocessor's shared memory, 100 KiB on the smallest cards."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program of a matrix product works on at a time, with how many warps, and how many loads are on their way."""
+
+    num_outputs: int
+    num_inputs: int
+    num_warps: int = 4
+    num_stages: int = 6
+
+
+# By number of outputs, up to: few outputs need narrow tiles, so that all multiprocessors read at once.
+TILES = {2560: Tile(16, 256), 16384: Tile(32, 128), 2**31: Tile(64, 128)}
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Say whether the kernels run on a device: an NVIDIA GPU with bfloat16 matrix units, and Triton installed."""
+    is_nvidia = device.type == "cuda" and torch.version.cuda is not None
+    return is_nvidia and triton is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def choose_tile(num_rows: int, num_outputs: int, num_inputs: int, itemsize: int) -> Tile:
+    """Return the tile for a product, narrowed along the inputs and with fewer loads under way until it fits into shared memory.
+
+    >>> choose_tile(1, 3840, 1280, 2)
+    Tile(num_outputs=32, num_inputs=128, num_warps=4, num_stages=6)
+    >>> choose_tile(128, 1280, 5120, 2)
+    Tile(num_outputs=16, num_inputs=64, num_warps=4, num_stages=5)
+    """
+    tile = next(tile for most, tile in TILES.items() if num_outputs <= most)
+    width = min(tile.num_inputs, max(16, _power(num_inputs)))
+    line = (_row_block(num_rows) + tile.num_outputs) * itemsize
+    while line * width * MIN_STAGES > SHARED_BYTES:
+        width //= 2
+    return replace(tile, num_inputs=width, num_stages=min(tile.num_stages, SHARED_BYTES // (line * width)))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with everything it is called with."""
+
+    kernel: Callable
+    grid: tuple[int, ...]
+    tensors: tuple[torch.Tensor, ...]
+    constants: dict[str, bool | float]
+
+    def __call__(self) -> None:
+        self.kernel[self.grid](*self.tensors, **self.constants, launch_pdl=self.constants["EARLY"])
+
+
+class KernelStep:
+    """The step over one cache.
+
+    It reads the model's weights where they are, so it sees what an optimizer changes in place. It does not hold the model itself.
+    """
+
+    def __init__(self, model: GPTForCausalLM, cache: SlotCache, dtype: torch.dtype):
+        self.slots = cache.slots
+        self.device = self.slots.fields.device
+        self.chain = KernelChain(model, cache, dtype)
+        self.graphs: dict[Sampling, torch.cuda.CUDAGraph] = {}
+
+    def __call__(self, sampling: Sampling, num_steps: int) -> None:
+        """Launch `num_steps` steps, a multiple of those in a graph."""
+        if sampling not in self.graphs:
+            self.graphs[sampling] = self._capture(sampling)
+        for _ in range(num_steps // STEPS_A_GRAPH):
+            self.graphs[sampling].replay()
+
+    def once(self, sampling: Sampling) -> None:
+        """Launch one step, kernel by kernel."""
+        self.chain.advance(sampling.choose(self.chain.logits()))()
+
+    def _capture(self, sampling: Sampling) -> torch.cuda.CUDAGraph:
+        """Compile by a run in which every row is halted, which moves nothing, then record; fields and random state stay as they were."""
+        fields, random_state = self.slots.fields.clone(), torch.cuda.get_rng_state(self.device)
+        self.slots.fields[HALTED] = 1
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.once(sampling)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may load data meanwhile
+            for _ in range(STEPS_A_GRAPH):
+                self.once(sampling)
+        self.slots.fields.copy_(fields)
+        torch.cuda.set_rng_state(random_state, self.device)
+        return graph
+
+
+class KernelChain:
+    """The kernels of a step in their order, bound to weights and buffers."""
+
+    def __init__(self, model: GPTForCausalLM, cache: SlotCache, dtype: torch.dtype):
+        self.config, self.cache, self.dtype = model.config, cache, dtype
+        self.num_rows, self.device = cache.slots.num_slots, cache.slots.fields.device
+        self.hidden, self.initial, self.middle, self.attended = (self._buffer(self.config.hidden_size) for _ in range(4))
+        self.inner = self._buffer(self.config.intermediate_size)
+        self.qkv = self._buffer((self.config.num_attention_heads + 2 * self.config.num_key_value_heads) * self.config.head_dim)
+        self.scores = self._buffer(self.config.vocab_size, torch.float32)
+        self.splits = self._num_splits()
+        self.early = {"EARLY": EARLY_LAUNCH and _can_launch_early(self.device)}
+        pairs = self.num_rows * self.config.num_attention_heads
+        self.parts = [torch.empty(pairs * self.splits * n, device=self.device) for n in (_power(self.config.head_dim), 1, 1)]
+        self.arrived = torch.zeros(pairs, dtype=torch.int32, device=self.device)
+        with torch.no_grad():
+            angles = rotary_embeddings(torch.arange(cache.slots.capacity, device=self.device), self.config)
+        self.cosines, self.sines = (table.float().flatten(1).contiguous() for table in angles)
+        self.launches = [self._embed(model), *self._layers(model), self._head(model)]
+
+    def logits(self) -> torch.Tensor:
+        """Feed every row's token; return the float32 logits, (slots, vocabulary), valid until the next step."""
+        for launch in self.launches:
+            launch()
+        return self.scores
+
+    def advance(self, chosen: torch.Tensor) -> Launch:
+        """Return what moves every row by the token chosen for it."""
+        slots = self.cache.slots
+        tensors = (slots.fields, slots.planned, slots.stops, slots.trace, chosen)
+        return Launch(kernels.advance, (self.num_rows,), tensors, {"M": self.num_rows, "CAPACITY": slots.capacity} | self.early)
+
+    def _embed(self, model: GPTForCausalLM) -> Launch:
+        trunk, config = model.model, self.config
+        tensors = (
+            self.cache.slots.fields,
+            trunk.embed_tokens.weight,
+            trunk.smear_gate.weight if config.smear else self.hidden,
+            trunk.smear_lambda if config.smear else self.hidden,
+            *self._lambdas(model, 0),
+            self.initial,
+            self.hidden,
+        )
+        constants = {
+            "M": self.num_rows,
+            "WIDTH": config.hidden_size,
+            "BLOCK": _power(config.hidden_size),
+            "SMEAR": config.smear,
+            "SMEAR_SIZE": config.smear_gate_size,
+            "RESCALE": config.residual_scaling,
+        }
+        return Launch(kernels.embed, (self.num_rows,), tensors, constants | self.early)
+
+    def _layers(self, model: GPTForCausalLM) -> list[Launch]:
+        config, launches = self.config, []
+        for index, layer in enumerate(model.model.layers):
+            attention, mlp = layer.self_attn, layer.mlp
+            is_last = index == config.num_hidden_layers - 1
+            launches += [
+                self._project(self.hidden, [attention.q_proj, attention.k_proj, attention.v_proj], self.qkv, NORM=True),
+                self._attend(model, index),
+                self._project(self.attended, [attention.o_proj], self.hidden, RESIDUAL=True),
+                self._project(self.hidden, [mlp.up_proj], self.inner, NORM=True, SQUARED_RELU=True),
+                self._project(
+                    self.inner,
+                    [mlp.down_proj],
+                    self.hidden,
+                    self._lambdas(model, index + 1),
+                    model.model.backout_lambda if config.backout else None,
+                    RESIDUAL=True,
+                    SAVE_MIDDLE=config.backout and index == config.num_hidden_layers // 2,
+                    BACKOUT=config.backout and is_last,
+                    RESCALE=config.residual_scaling and not is_last,
+                ),
+            ]
+        return launches
+
+    def _head(self, model: GPTForCausalLM) -> Launch:
+        return self._project(self.hidden, [model.lm_head], self.scores, NORM=True, SOFTCAP=self.config.final_logit_softcapping or 0.0)
+
+    def _project(
+        self,
+        x: torch.Tensor,
+        matrices: list[nn.Linear],
+        out: torch.Tensor,
+        lambdas: tuple[torch.Tensor, torch.Tensor] | None = None,
+        backout_lambda: torch.Tensor | None = None,
+        **after: bool | float,
+    ) -> Launch:
+        """Bind a product with one matrix, or with three of which the last two have one size."""
+        weights = [matrix.weight for matrix in matrices]
+        num_outputs, num_inputs = out.shape[1], x.shape[1]
+        tile = choose_tile(self.num_rows, num_outputs, num_inputs, weights[0].element_size())
+        widest = max(len(weight) for weight in weights)
+        tensors = (
+            x,
+            weights[0],
+            weights[-2] if len(weights) > 1 else weights[0],
+            weights[-1],
+            out,
+            *(lambdas or (x, x)),
+            self.initial,
+            x if backout_lambda is None else backout_lambda,
+            self.middle,
+        )
+        constants = {
+            "M": self.num_rows,
+            "N_0": len(weights[0]),
+            "N_REST": len(weights[-1]) if len(weights) > 1 else 0,
+            "K": num_inputs,
+            "BLOCK_M": _row_block(self.num_rows),
+            "BLOCK_N": tile.num_outputs,
+            "BLOCK_K": tile.num_inputs,
+            "num_warps": tile.num_warps,
+            "num_stages": tile.num_stages,
+        }
+        constants |= NOTHING_AFTER | after | self.early
+        return Launch(
+            kernels.project, (-(-widest // tile.num_outputs), len(weights)), tensors, constants | NOTHING_AFTER | after | self.early
+        )
+
+    def _attend(self, model: GPTForCausalLM, index: int) -> Launch:
+        config, attention, slots = self.config, model.model.layers[index].self_attn, self.cache.slots
+        has_embedding = index in (config.value_embedding_layers or [])
+        tensors = (
+            slots.fields,
+            self.qkv,
+            self.hidden,
+            attention.value_gate.weight if has_embedding else self.hidden,
+            model.model.value_embeddings[str(index)].weight if has_embedding else self.hidden,
+            self.cosines,
+            self.sines,
+            self.cache.keys[index],
+            self.cache.values[index],
+            self.attended,
+            *self.parts,
+            self.arrived,
+        )
+        constants = {
+            "M": self.num_rows,
+            "CAPACITY": slots.capacity,
+            "HEADS": config.num_attention_heads,
+            "KV_HEADS": config.num_key_value_heads,
+            "D": config.head_dim,
+            "WINDOW": attention.sliding_window or 2**30,
+            "QK_SCALE": config.query_key_scale,
+            "SCALE": attention.scaling,
+            "VALUE_EMBEDDING": has_embedding,
+            "GATE_SIZE": config.value_embedding_gate_size,
+            "GATE_RANGE": config.value_embedding_gate_range,
+            "WIDTH": config.hidden_size,
+            "BLOCK_WIDTH": _power(config.hidden_size),
+            "BLOCK_D": _power(config.head_dim),
+            "BLOCK_T": KEYS_AT_A_TIME,
+            "SPLITS": self.splits,
+        }
+        return Launch(kernels.attend, (self.num_rows, config.num_attention_heads, self.splits), tensors, constants | self.early)
+
+    def _lambdas(self, model: GPTForCausalLM, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the residual factors of a layer, each a view of one number; placeholders where there are none."""
+        if not self.config.residual_scaling or index == self.config.num_hidden_layers:
+            return self.hidden, self.hidden
+        return model.model.resid_lambdas[index:], model.model.x0_lambdas[index:]
+
+    def _num_splits(self) -> int:
+        wanted = PROGRAMS // (self.num_rows * self.config.num_attention_heads)
+        return max(1, min(MAX_SPLITS, 1 << wanted.bit_length() - 1 if wanted else 1))
+
+    def _buffer(self, width: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return torch.empty(self.num_rows, width, dtype=dtype or self.dtype, device=self.device)
+
+
+def _can_launch_early(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def _power(size: int) -> int:
+    """Return the next power of two.
+
+    >>> _power(48), _power(64)
+    (64, 64)
+    """
+    return 1 << (size - 1).bit_length()
+
+
+def _row_block(num_rows: int) -> int:
+    return max(16, _power(num_rows))

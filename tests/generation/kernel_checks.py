@@ -1,0 +1,121 @@
+"""Checks of the kernels for a process of their own: Triton decides when it is imported whether it interprets or compiles.
+
+TRITON_INTERPRET=1 python -m tests.generation.kernel_checks agree '{"year": "2026", "dtype": "float32", "splits": 4}'
+    the kernels, interpreted on the CPU, against the model's own forward pass
+python -m tests.generation.kernel_checks compile '{"year": "2026", "num_rows": 32}'
+    every kernel to machine code for an H100, which needs no GPU
+"""
+
+import json
+import sys
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime import interpreter
+
+from chatsft.generation import kernel_step
+from chatsft.generation.decoder import Decoder, ModelStep, Workspace
+from chatsft.generation.kernel_step import KernelChain, Launch
+from chatsft.generation.sampling import Sampling
+from chatsft.generation.slots import LENGTH, SlotCache, Slots
+from chatsft.model.configuration_gpt import GPTConfig
+from chatsft.model.modeling_gpt import GPTForCausalLM
+from tests.generation.models import build_model, random_prompts
+
+POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32", torch.bool: "*i1", torch.int64: "*i64"}
+H100 = GPUTarget("cuda", 90, 32)
+D20 = {"vocab_size": 65536, "hidden_size": 1280, "num_hidden_layers": 3, "num_attention_heads": 10}
+D20_2026 = {
+    "query_key_scale": 1.2,
+    "layer_windows": [513, 513, 2049],
+    "value_embedding_layers": [0, 2],
+    "residual_scaling": True,
+    "smear": True,
+    "backout": True,
+}
+
+
+class Recorded(Sampling):
+    """Greedy, keeping the logits."""
+
+    def choose(self, logits: torch.Tensor) -> torch.Tensor:
+        self.seen.append(logits.clone())
+        return super().choose(logits)
+
+
+def run(model, by_kernels: bool, lengths: list[int], num_steps: int) -> tuple[torch.Tensor, Slots]:
+    """Run rows, one that halts early and one that follows a plan, beside a slot that is never used; return logits and slots."""
+    prompts = random_prompts(lengths)
+    workspace = Workspace(model, len(prompts) + 1, 64)
+    decoder, sampling = Decoder(model, workspace), Recorded()
+    object.__setattr__(sampling, "seen", [])
+    workspace.slots.clear(set())
+    ends = [len(prompt) + (1 if index == 1 else 60) for index, prompt in enumerate(prompts)]
+    decoder.start(list(range(len(prompts))), prompts, ends)
+    workspace.slots.resume({0: (len(prompts[0]) + 1, [7])})
+    if by_kernels:
+        chain = KernelChain(model, workspace.cache, model.dtype)
+        for _ in range(num_steps):
+            chain.advance(sampling.choose(chain.logits()))()
+        assert not chain.arrived.any()
+    else:
+        ModelStep(model, workspace.cache)(sampling, num_steps)
+    logits = torch.stack(sampling.seen)[:, : len(prompts)]
+    logits[1:, 1] = 0  # that row has halted
+    return logits, workspace.slots
+
+
+@torch.no_grad()
+def agree(year: str, dtype: str, splits: int, **fields) -> dict:
+    """Return the largest difference over the largest logit, and whether all rows moved alike."""
+    kernel_step.MAX_SPLITS, kernel_step.KEYS_AT_A_TIME = splits, 16
+    model = build_model(year, getattr(torch, dtype), **fields)
+    (a, rows), (b, others) = (run(model, by_kernels, [33, 1, 3], num_steps=2) for by_kernels in (False, True))
+    moved_alike = torch.equal(rows.fields, others.fields) and torch.equal(rows.trace, others.trace)
+    return {"difference": ((a - b).abs().max() / a.abs().max()).item(), "moved_alike": moved_alike, "lengths": rows.fields[LENGTH].tolist()}
+
+
+def compile_step(year: str, num_rows: int, weights: str = "bfloat16", early: bool = False) -> list[dict]:
+    """Compile every kernel of a d20 model's step for an H100, which takes shapes and dtypes alone."""
+    with torch.device("meta"):
+        model = GPTForCausalLM(GPTConfig(**D20 | (D20_2026 if year == "2026" else {}))).to(getattr(torch, weights))
+    slots = Slots(num_rows, 1024, 16, torch.device("meta"))
+    chain = KernelChain(model, SlotCache(model.config, slots, torch.bfloat16), torch.bfloat16)
+    launches = [*chain.launches, chain.advance(torch.empty(num_rows, dtype=torch.int64, device="meta"))]
+    for launch in launches:
+        launch.constants["EARLY"] = early
+    return [compile_launch(launch) for launch in {str((launch.kernel, launch.constants)): launch for launch in launches}.values()]
+
+
+def compile_launch(launch: Launch) -> dict:
+    names, constants = launch.kernel.arg_names, dict(launch.constants)
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}
+    signature = dict(zip(names, (POINTERS[tensor.dtype] for tensor in launch.tensors), strict=False))
+    signature |= dict.fromkeys(constants, "constexpr")
+    aligned = {(place,): [["tt.divisibility", 16]] for place in range(len(launch.tensors))}
+    source = ASTSource(launch.kernel, signature, {(names.index(name),): value for name, value in constants.items()}, aligned)
+    compiled = triton.compile(source, target=H100, options=options)
+    return {
+        "kernel": compiled.metadata.name,
+        "shared": compiled.metadata.shared,
+        "tensor_cores": "mma" in compiled.asm["ptx"],
+        "async_loads": compiled.asm["ptx"].count("cp.async.cg"),
+    }
+
+
+def index_by_arrays_of_one() -> None:
+    """Let Triton before 3.9 interpret loops with NumPy from 2.4 on, which no longer takes an array of one number for a number."""
+    patch = interpreter._patch_lang_tensor
+
+    def patch_more(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_more
+
+
+if __name__ == "__main__":
+    index_by_arrays_of_one()
+    print(json.dumps({"agree": agree, "compile": compile_step}[sys.argv[1]](**json.loads(sys.argv[2]))))
