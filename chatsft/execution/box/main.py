@@ -1,0 +1,120 @@
+"""The sandboxed program: shut the doors, part into two processes, let one run the generated code and the other judge it."""
+
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+
+from .channel import receive, send
+from .judge import find_fault
+from .limits import FOLDER_BYTES, FOLDER_FILES, adopt_orphans, die_with, end_descendants, give_up_privileges, limit_resources
+from .solution import serve_solution
+
+LOOK_EVERY = 0.02  # seconds
+CHANNEL = 3  # the first descriptor after the standard streams
+
+
+def main(verdict: int) -> None:
+    """Read a job from standard input; write {"ready": true} and {"fault": None or text}, or {"broken": text}, to the descriptor `verdict`.
+
+    The job comes in two messages. The second, with the tests, is read when the generated code is in a process of its own
+    that has closed standard input, so the code's memory never held them.
+    """
+    started = time.monotonic()
+    try:
+        setting = receive(0)
+        sys.path += setting["packages"]
+        enter_folder(setting)
+        channel = start_solution(setting)
+        watch(setting, started + setting["seconds"], verdict)
+        confine(setting)
+        send(verdict, {"ready": True})
+    except Exception:
+        send(verdict, {"broken": traceback.format_exc(limit=-3)})
+        return
+    finish(setting, verdict, find_fault(receive(0), channel))
+
+
+def enter_folder(setting: dict) -> None:
+    """Go into the folder that the code may write in, behind mounts of our own if this level has them."""
+    if setting["staging"]:
+        from .mounts import enter_own_root
+
+        enter_own_root(setting["readable"], setting["folder"], setting["staging"], FOLDER_BYTES, FOLDER_FILES)
+    os.chdir(setting["folder"])
+
+
+def start_solution(setting: dict) -> int:
+    """Start the process of the generated code and return the channel to it, once that process is confined."""
+    here, there = (end.detach() for end in socket.socketpair())
+    judge = os.getpid()
+    adopt_orphans()
+    if os.fork() == 0:
+        become_solution(setting, there, judge)
+    os.close(there)
+    answer = receive(here)
+    if answer != {"confined": True}:
+        raise OSError(answer["broken"])
+    return here
+
+
+def become_solution(setting: dict, channel: int, judge: int) -> None:
+    """Keep the channel and the standard streams, nothing else, and serve the code to the end of this process."""
+    try:
+        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+        os.dup2(channel, CHANNEL)
+        os.closerange(CHANNEL + 1, 4096)
+        die_with(judge)
+        confine(setting)
+        send(CHANNEL, {"confined": True})
+    except Exception:
+        send(CHANNEL, {"broken": traceback.format_exc(limit=-3)})
+        os._exit(1)
+    try:
+        serve_solution(setting["solution"], CHANNEL)
+    finally:
+        os._exit(0)
+
+
+def confine(setting: dict) -> None:
+    """Shut this process's doors, the one to shutting doors last."""
+    limit_resources(int(setting["seconds"]) + 2)
+    give_up_privileges()
+    if setting["landlock"]:
+        from .landlock import restrict_files
+
+        restrict_files(setting["readable"], setting["folder"])
+    if setting["seccomp"]:
+        from .seccomp import install_filter
+
+        install_filter()
+
+
+def watch(setting: dict, deadline: float, verdict: int) -> None:
+    """Look every moment whether the time is over or the folder too full; a timer needs no thread and no trust in the tests."""
+
+    def look(signal_number, frame) -> None:
+        if time.monotonic() > deadline:
+            finish(setting, verdict, f"timed out after {setting['seconds']:g} s")
+        if is_too_full(setting["folder"]):
+            finish(setting, verdict, f"wrote more than {FOLDER_BYTES // 1024**2} MiB or {FOLDER_FILES} files")
+
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, LOOK_EVERY, LOOK_EVERY)
+
+
+def is_too_full(folder: str) -> bool:
+    """Measure a folder that holds no folders."""
+    sizes = [entry.stat(follow_symlinks=False).st_blocks * 512 for entry in os.scandir(folder)]
+    return len(sizes) >= FOLDER_FILES or sum(sizes) >= FOLDER_BYTES
+
+
+def finish(setting: dict, verdict: int, fault: str | None) -> None:
+    """Deliver the verdict and end; the generated code's process ends with this one."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    if not setting["seccomp"]:  # else there are no other descendants, and the filter allows no signal
+        end_descendants()
+    send(verdict, {"fault": fault})
+    os._exit(0)
