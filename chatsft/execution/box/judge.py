@@ -1,12 +1,14 @@
 """The process of the tests: it calls the generated code in the other process and comes to the verdict."""
 
 import builtins
-import traceback
 import types
 
 from .channel import receive, send
 from .solution import describe
 from .values import decode, encode
+
+
+Channel = tuple[int, int]  # descriptors: replies are read from the first, requests written to the second
 
 
 class SolutionEnded(BaseException):
@@ -20,30 +22,30 @@ class SolutionError(Exception):
 class SolutionFunction:
     """Call a function of the generated code in its own process: arguments and result are copies."""
 
-    def __init__(self, name: str, descriptor: int):
-        self.name, self.descriptor = name, descriptor
+    def __init__(self, name: str, channel: Channel):
+        self.name, self.channel = name, channel
 
     def __call__(self, *args, **kwargs) -> object:
         keywords = {name: encode(value) for name, value in kwargs.items()}
-        reply = exchange(self.descriptor, {"name": self.name, "args": [encode(value) for value in args], "kwargs": keywords})
+        reply = exchange(self.channel, {"name": self.name, "args": [encode(value) for value in args], "kwargs": keywords})
         if "raised" in reply:
             raise make_exception(reply["raised"], reply["message"])
         return decode(reply["value"])
 
 
-def find_fault(job: dict, descriptor: int) -> str | None:
+def find_fault(job: dict, channel: Channel) -> str | None:
     """Run the tests; return None if all of them pass, else one line that says what went wrong.
 
     Args:
         job: `preamble`, code that is trusted, `tests`, and the `entry_point` that the tests name.
-        descriptor: of the channel to the generated code.
+        channel: the pipes from and to the generated code.
     """
     try:
-        names = exchange(descriptor, None)["names"]
+        names = exchange(channel, None)["names"]
         namespace = run_preamble(job["preamble"], names)
         if job["entry_point"] not in names:
             return f"there is no {job['entry_point']} in the code"
-        namespace[job["entry_point"]] = SolutionFunction(job["entry_point"], descriptor)
+        namespace[job["entry_point"]] = SolutionFunction(job["entry_point"], channel)
         exec(compile(job["tests"], "<tests>", "exec"), namespace)
     except SolutionEnded as error:
         return str(error)[:1000]
@@ -63,12 +65,12 @@ def run_preamble(preamble: str, names: list[str]) -> dict:
     return {name: value for name, value in namespace.items() if name in names or not _is_defined_here(value)}
 
 
-def exchange(descriptor: int, request: dict | None) -> dict:
+def exchange(channel: Channel, request: dict | None) -> dict:
     """Send a request, if there is one, and wait for the reply."""
     try:
         if request is not None:
-            send(descriptor, request)
-        reply = receive(descriptor)
+            send(channel[1], request)
+        reply = receive(channel[0])
         if "failed" in reply:
             raise SolutionEnded(reply["failed"])
         return reply
@@ -94,5 +96,8 @@ def _is_defined_here(value: object) -> bool:
 
 
 def _failed_line(error: BaseException, tests: str) -> str:
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<tests>"]
-    return f" (line {lines[-1]} of the tests: {tests.splitlines()[lines[-1] - 1].strip()})" if lines else ""
+    number, frame = None, error.__traceback__
+    while frame:
+        number = frame.tb_lineno if frame.tb_frame.f_code.co_filename == "<tests>" else number
+        frame = frame.tb_next
+    return f" (line {number} of the tests: {tests.splitlines()[number - 1].strip()})" if number else ""

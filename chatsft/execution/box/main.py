@@ -1,19 +1,18 @@
 """The sandboxed program: shut the doors, part into two processes, let one run the generated code and the other judge it."""
 
+import fcntl
 import os
 import signal
-import socket
 import sys
 import time
-import traceback
 
 from .channel import receive, send
 from .judge import find_fault
 from .limits import FOLDER_BYTES, FOLDER_FILES, adopt_orphans, die_with, end_descendants, give_up_privileges, limit_resources
-from .solution import serve_solution
+from .solution import describe, serve_solution
 
 LOOK_EVERY = 0.02  # seconds
-CHANNEL = 3  # the first descriptor after the standard streams
+REQUESTS, REPLIES = 3, 4  # in the process of the generated code, the first descriptors after the standard streams
 
 
 def main(verdict: int) -> None:
@@ -31,8 +30,8 @@ def main(verdict: int) -> None:
         watch(setting, started + setting["seconds"], verdict)
         confine(setting)
         send(verdict, {"ready": True})
-    except Exception:
-        send(verdict, {"broken": traceback.format_exc(limit=-3)})
+    except Exception as error:
+        send(verdict, {"broken": describe(error)})
         return
     finish(setting, verdict, find_fault(receive(0), channel))
 
@@ -46,36 +45,44 @@ def enter_folder(setting: dict) -> None:
     os.chdir(setting["folder"])
 
 
-def start_solution(setting: dict) -> int:
-    """Start the process of the generated code and return the channel to it, once that process is confined."""
-    here, there = (end.detach() for end in socket.socketpair())
+def start_solution(setting: dict) -> tuple[int, int]:
+    """Start the process of the generated code and return the ends of the pipes from and to it, once that process is confined."""
+    requests, replies = os.pipe(), os.pipe()
     judge = os.getpid()
     adopt_orphans()
     if os.fork() == 0:
-        become_solution(setting, there, judge)
-    os.close(there)
-    answer = receive(here)
+        become_solution(setting, requests[0], replies[1], judge)
+    os.close(requests[0])
+    os.close(replies[1])
+    answer = receive(replies[0])
     if answer != {"confined": True}:
         raise OSError(answer["broken"])
-    return here
+    return replies[0], requests[1]
 
 
-def become_solution(setting: dict, channel: int, judge: int) -> None:
-    """Keep the channel and the standard streams, nothing else, and serve the code to the end of this process."""
+def become_solution(setting: dict, requests: int, replies: int, judge: int) -> None:
+    """Keep the pipes and the standard streams, nothing else, and serve the code to the end of this process."""
     try:
         os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
-        os.dup2(channel, CHANNEL)
-        os.closerange(CHANNEL + 1, 4096)
+        keep_only({REQUESTS: requests, REPLIES: replies})
         die_with(judge)
         confine(setting)
-        send(CHANNEL, {"confined": True})
-    except Exception:
-        send(CHANNEL, {"broken": traceback.format_exc(limit=-3)})
+        send(REPLIES, {"confined": True})
+    except Exception as error:
+        send(REPLIES, {"broken": describe(error)})
         os._exit(1)
     try:
-        serve_solution(setting["solution"], CHANNEL)
+        serve_solution(setting["solution"], REQUESTS, REPLIES)
     finally:
         os._exit(0)
+
+
+def keep_only(places: dict[int, int]) -> None:
+    """Move open descriptors to these numbers and close all above the standard streams that are not among them."""
+    moved = {place: fcntl.fcntl(descriptor, fcntl.F_DUPFD, 64) for place, descriptor in places.items()}
+    for place, descriptor in moved.items():
+        os.dup2(descriptor, place)
+    os.closerange(max(places) + 1, 4096)
 
 
 def confine(setting: dict) -> None:

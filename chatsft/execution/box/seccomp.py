@@ -6,7 +6,6 @@ ENOSYS ("this kernel has no such call") is what C libraries know how to do witho
 import ctypes
 import errno
 import os
-import platform
 import struct
 import sys
 
@@ -23,9 +22,9 @@ Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, op
 
 def install_filter() -> None:
     """Filter this thread's system calls from here on, for good."""
-    machine = platform.machine()
+    machine = os.uname().machine
     if machine not in MACHINES or sys.maxsize < 2**32:
-        raise OSError(errno.ENOSYS, f"there is no system call table for {machine or 'this machine'}")
+        raise OSError(errno.ENOSYS, f"there is no system call table for {machine}")
     program = build_filter(machine, os.getpid())
     instructions = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in program))
     prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.create_string_buffer(struct.pack("HP", len(program), ctypes.addressof(instructions))))

@@ -13,7 +13,7 @@ from .values import decode, encode
 PROGRAM_STARTS = ("os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "pty.spawn", "subprocess.Popen")
 
 
-def serve_solution(code: str, descriptor: int) -> None:
+def serve_solution(code: str, requests: int, replies: int) -> None:
     """Run the code as a module, tell its names (or what went wrong), and answer calls for ever."""
     sys.stdout.reconfigure(line_buffering=True)
     sys.addaudithook(_explain_refusal)
@@ -21,11 +21,11 @@ def serve_solution(code: str, descriptor: int) -> None:
     try:
         exec(compile(code, "<solution>", "exec"), vars(module))
     except BaseException as error:
-        return send(descriptor, {"failed": describe(error)})
-    send(descriptor, {"names": list(vars(module))})
+        return send(replies, {"failed": describe(error)})
+    send(replies, {"names": list(vars(module))})
     while True:
-        request = receive(descriptor)
-        send(descriptor, _answer(vars(module)[request["name"]], request))
+        request = receive(requests)
+        send(replies, _answer(vars(module)[request["name"]], request))
 
 
 def describe(error: BaseException) -> str:
