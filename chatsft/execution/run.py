@@ -88,13 +88,13 @@ def _run_box(command: list[str], job, output, verdict, timeout: float) -> None:
     try:
         _wait(process, timeout + GRACE)
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the box if it is late, and what it may have left in its group
+        process.wait()
 
 
 def _wait(process: subprocess.Popen, timeout: float) -> None:
-    """Wait for the end at most so long; where the system can wake us at that moment, `Popen.wait` would look every 50 ms."""
+    """Wait for the end, at most so long. (`Popen.wait` with a timeout looks only every 50 ms; Linux can wake us at that moment.)"""
     if sys.platform == "linux":
         descriptor = os.pidfd_open(process.pid)
         poll = select.poll()

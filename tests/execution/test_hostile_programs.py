@@ -59,7 +59,7 @@ def test_a_file_elsewhere_is_neither_read_nor_changed_nor_deleted(sandbox, tmp_p
     attempts = """
         lambda: open(victim).read(), lambda: open(victim, 'w'), lambda: open(victim, 'a'), lambda: os.remove(victim),
         lambda: os.truncate(victim, 0), lambda: os.open(victim, os.O_RDONLY | os.O_TRUNC), lambda: os.open(victim, 3 | os.O_TRUNC),
-        lambda: os.rename(victim, 'mine'), lambda: os.link(victim, 'mine'), lambda: os.replace('/dev/null', victim),
+        lambda: os.rename(victim, 'mine'), lambda: os.link(victim, 'mine'), lambda: (open('mine', 'w').close(), os.replace('mine', victim)),
         lambda: os.chmod(victim, 0), lambda: os.chown(victim, 1, 1), lambda: os.utime(victim), lambda: os.setxattr(victim, 'user.a', b'b'),
         lambda: os.listdir(folder), lambda: os.rmdir(folder), lambda: open(folder + '/new', 'w'), lambda: os.mkdir(folder + '/new'),
         lambda: libc.unlink(victim.encode()), lambda: libc.open(victim.encode(), 0), lambda: libc.rmdir(folder.encode())

@@ -14,7 +14,7 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS =
 
 
 def limit_resources(seconds: int) -> None:
-    """Bound memory, processor time, files and, for an ordinary user, processes (to none but this)."""
+    """Bound memory, processor time, files and, for an ordinary user, processes (to none but this); a lower bound that holds already stays."""
     limits = {
         resource.RLIMIT_AS: MEMORY_BYTES,
         resource.RLIMIT_CPU: seconds,
@@ -24,7 +24,9 @@ def limit_resources(seconds: int) -> None:
         resource.RLIMIT_CORE: 0,
     }
     for kind, limit in limits.items():
-        resource.setrlimit(kind, (limit, limit))
+        given = resource.getrlimit(kind)[1]
+        lower = limit if given == resource.RLIM_INFINITY else min(limit, given)
+        resource.setrlimit(kind, (lower, lower))
 
 
 def give_up_privileges() -> None:
