@@ -53,9 +53,9 @@ def find_sandbox(allow_weak: bool = False) -> Sandbox:
     if sandbox.is_weak and not allow_weak:
         tried = "; ".join(f"{sandbox.level}: {fault}" for sandbox, fault in faults.items() if fault)
         raise WeakSandboxError(
-            "generated code is not run here: it could read and delete your files and use the network. What would prevent that does not work "
-            f"({tried}). Use Linux 5.13 or newer with Landlock, or a machine where bubblewrap or unshare may make user namespaces; or, where "
-            "nothing of worth can be reached, accept the risk with --allow_weak_sandbox."
+            "generated code is not run here: it could read and delete your files and use the network. What would prevent that does "
+            f"not work ({tried}). Use Linux 5.13 or newer with Landlock, or a machine where bubblewrap or unshare may make user "
+            "namespaces; or, where nothing of worth can be reached, accept the risk with --allow_weak_sandbox."
         )
     return sandbox
 
@@ -80,5 +80,5 @@ def check_sandbox(sandbox: Sandbox) -> str | None:
         tests = f"escapes = break_out({str(secret)!r}, {os.getpid()})\nassert escapes {expected}, ', '.join(escapes)"
         try:
             return run_program(Program(BREAK_OUT, tests, "break_out"), sandbox, timeout=20.0).fault
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: no such processes on this system
             return str(error)

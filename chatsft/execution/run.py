@@ -9,8 +9,9 @@ import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from chatsft.execution.box.channel import receive, send
 from chatsft.execution.sandbox import Sandbox, SandboxError
@@ -38,7 +39,12 @@ class Program:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome: `fault` is None if the tests ran to their end, else what went wrong; `output` is the beginning of what the code printed."""
+    """The outcome.
+
+    Args:
+        fault: None if the tests ran to their end, else what went wrong.
+        output: the beginning of what the code printed.
+    """
 
     fault: str | None
     output: str
@@ -59,14 +65,15 @@ def run_program(program: Program, sandbox: Sandbox, timeout: float = 5.0) -> Ver
         SandboxError: if the sandbox does not come up. That is never the code's fault, so it is no verdict.
     """
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="chatsft-", ignore_cleanup_errors=True) as folder:
-        with tempfile.TemporaryFile() as job, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as verdict:
-            send(job.fileno(), {**sandbox.setting(folder), "seconds": timeout, "solution": program.solution})
-            send(job.fileno(), {"tests": program.tests, "entry_point": program.entry_point, "preamble": program.preamble})
-            job.seek(0)
-            _run_box(sandbox.command(folder, verdict.fileno()), job, output, verdict, timeout)
-            text = _read_beginning(output)
-            return Verdict(_read_fault(verdict, text, sandbox), text, time.monotonic() - started)
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="chatsft-", ignore_cleanup_errors=True))
+        job, output, verdict = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+        send(job.fileno(), {**sandbox.setting(folder), "seconds": timeout, "solution": program.solution})
+        send(job.fileno(), {"tests": program.tests, "entry_point": program.entry_point, "preamble": program.preamble})
+        job.seek(0)
+        _run_box(sandbox.command(verdict.fileno()), job, output, verdict, timeout)
+        text = _read_beginning(output)
+        return Verdict(_read_fault(verdict, text, sandbox), text, time.monotonic() - started)
 
 
 def run_programs(programs: Iterable[Program], sandbox: Sandbox, timeout: float = 5.0) -> list[Verdict]:
@@ -81,7 +88,7 @@ def num_workers() -> int:
     return max(1, num_processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _run_box(command: list[str], job, output, verdict, timeout: float) -> None:
+def _run_box(command: list[str], job: BinaryIO, output: BinaryIO, verdict: BinaryIO, timeout: float) -> None:
     environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     streams = {"stdin": job, "stdout": output, "stderr": output, "pass_fds": [verdict.fileno()]}
     process = subprocess.Popen(command, env=environment, cwd="/", start_new_session=True, **streams)
@@ -106,7 +113,7 @@ def _wait(process: subprocess.Popen, timeout: float) -> None:
             process.wait(timeout)
 
 
-def _read_fault(verdict, output: str, sandbox: Sandbox) -> str | None:
+def _read_fault(verdict: BinaryIO, output: str, sandbox: Sandbox) -> str | None:
     """Read the box's messages; what is not there, it did not live to write."""
     verdict.seek(0)
     try:
@@ -121,6 +128,6 @@ def _read_fault(verdict, output: str, sandbox: Sandbox) -> str | None:
         return "ended without a verdict"
 
 
-def _read_beginning(output) -> str:
+def _read_beginning(output: BinaryIO) -> str:
     output.seek(0)
     return output.read(OUTPUT_BYTES).decode("utf-8", "replace")

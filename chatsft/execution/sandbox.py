@@ -12,6 +12,7 @@ from pathlib import Path
 
 BOX = Path(__file__).parent / "box"
 OWN_FOLDER = "/sandbox"  # the writable one where the sandbox has a file system of its own
+FOLDER_BYTES, FOLDER_FILES = 16 * 1024**2, 256  # most that it may hold
 SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/etc/ld.so.cache", "/nix/store")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
@@ -39,8 +40,8 @@ class Sandbox:
     def is_weak(self) -> bool:
         return self.level == "limits"
 
-    def command(self, folder: str, verdict: int) -> list[str]:
-        """Write the command that starts the box; `folder` is an empty one on this side."""
+    def command(self, verdict: int) -> list[str]:
+        """Write the command that starts the box, which writes its messages to the descriptor `verdict`."""
         boot = f"import sys; sys.path.insert(0, {str(BOX.parent)!r}); from box.main import main; main({verdict})"
         python = [os.path.realpath(sys.executable), "-I", "-S", "-c", boot]
         if self.level == "bubblewrap":
@@ -51,7 +52,7 @@ class Sandbox:
         return python
 
     def setting(self, folder: str) -> dict:
-        """Return what the box has to know of its surroundings."""
+        """Return what the box has to know of its surroundings; `folder` is an empty one that it may have."""
         own_folder = self.level in ("bubblewrap", "namespaces")
         return {
             "landlock": self.landlock,
@@ -59,6 +60,8 @@ class Sandbox:
             "readable": readable_paths(),
             "packages": package_folders(),
             "folder": OWN_FOLDER if own_folder else folder,
+            "folder_bytes": FOLDER_BYTES,
+            "folder_files": FOLDER_FILES,
             "staging": folder if self.level == "namespaces" else None,
         }
 
@@ -92,8 +95,6 @@ def package_folders() -> list[str]:
 
 
 def _bubblewrap_options() -> Iterator[str]:
-    from chatsft.execution.box.limits import FOLDER_BYTES
-
     yield from ("--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL")
     for path in readable_paths():
         yield from ("--dev-bind" if path in DEVICES else "--ro-bind", os.path.realpath(path), path)

@@ -74,8 +74,9 @@ def test_python_and_its_packages_are_not_changed(sandbox):
     target = Path(os.__file__).parent / "this.py"
     before = target.read_bytes()
     attempts = """
-        lambda: open(target, 'a'), lambda: os.remove(target), lambda: os.open(target, os.O_RDONLY | os.O_TRUNC), lambda: os.truncate(target, 0),
-        lambda: open(os.path.dirname(target) + '/new.py', 'w'), lambda: os.chmod(target, 0), lambda: os.utime(target)
+        lambda: open(target, 'a'), lambda: os.remove(target), lambda: os.open(target, os.O_RDONLY | os.O_TRUNC),
+        lambda: os.truncate(target, 0),        lambda: open(os.path.dirname(target) + '/new.py', 'w'),
+        lambda: os.chmod(target, 0), lambda: os.utime(target)
     """
     assert_refused(attempts, sandbox, target=str(target))
     assert target.read_bytes() == before
@@ -96,8 +97,9 @@ def test_links_lead_nowhere(sandbox, tmp_path):
 def test_the_parents_environment_and_memory_are_out_of_reach(sandbox, monkeypatch):
     monkeypatch.setenv("API_KEY", "do-not-tell")
     attempts = """
-        lambda: open(f'/proc/{parent}/environ').read(), lambda: open(f'/proc/{parent}/mem', 'rb'), lambda: open(f'/proc/{os.getppid()}/mem', 'rb'),
-        lambda: open('/proc/self/environ').read(), lambda: os.listdir('/proc'), lambda: os.listdir(f'/proc/{os.getppid()}/fd'),
+        lambda: open(f'/proc/{parent}/environ').read(), lambda: open(f'/proc/{parent}/mem', 'rb'),
+        lambda: open(f'/proc/{os.getppid()}/mem', 'rb'), lambda: open('/proc/self/environ').read(),
+        lambda: os.listdir('/proc'), lambda: os.listdir(f'/proc/{os.getppid()}/fd'),
         lambda: os.environ['API_KEY'] if 'API_KEY' in os.environ else -1,
         lambda: libc.ptrace(16, os.getppid(), 0, 0), lambda: libc.process_vm_readv(os.getppid(), 0, 0, 0, 0, 0),
         lambda: libc.syscall(438, libc.syscall(434, os.getppid(), 0), 0, 0)
@@ -126,8 +128,9 @@ def test_no_process_or_thread_starts(sandbox):
     attempts = """
         os.fork, libc.fork, libc.vfork, lambda: os.posix_spawn('/bin/true', ['true'], {}), lambda: os.system('true'),
         lambda: __import__('subprocess').run(['true']), lambda: __import__('_thread').start_new_thread(print, ()),
-        lambda: libc.syscall(435, bytes(88), 88), lambda: __import__('multiprocessing').Process(target=print).start(), lambda: os.popen('true'),
-        lambda: os.execv('/bin/true', ['true']), lambda: libc.execl(b'/bin/true', b'true', None), lambda: -1 if libc.system(b'true') else 0
+        lambda: libc.syscall(435, bytes(88), 88), lambda: __import__('multiprocessing').Process(target=print).start(),
+        lambda: os.popen('true'), lambda: os.execv('/bin/true', ['true']), lambda: libc.execl(b'/bin/true', b'true', None),
+        lambda: -1 if libc.system(b'true') else 0
     """
     assert_refused(attempts, sandbox)
 
@@ -170,8 +173,10 @@ def test_signals_reach_nobody_else(sandbox):
     attempts = """
         lambda: os.kill(parent, 10), lambda: os.kill(os.getppid(), 10), lambda: os.killpg(parent, 10), lambda: os.kill(0, 10),
         lambda: libc.syscall(234, parent, parent, 10), lambda: libc.syscall(200, parent, 10), lambda: libc.sigqueue(parent, 10, 0),
-        lambda: __import__('fcntl').fcntl(1, 8, parent), lambda: __import__('fcntl').fcntl(1, 10, 10), lambda: libc.syscall(424, 3, 10, 0, 0),
-        lambda: __import__('resource').prlimit(parent, 0, (1, 1)), lambda: os.sched_setaffinity(parent, [0]), lambda: os.setpriority(0, parent, 19)
+        lambda: __import__('fcntl').fcntl(1, 8, parent), lambda: __import__('fcntl').fcntl(1, 10, 10),
+        lambda: libc.syscall(424, 3, 10, 0, 0), lambda: __import__('resource').prlimit(parent, 0, (1, 1)),
+        lambda: os.sched_setaffinity(parent, [0]),
+        lambda: os.setpriority(0, parent, 19)
     """
     try:
         assert_refused(attempts, sandbox, parent=os.getpid())
@@ -185,8 +190,9 @@ def test_c_gives_no_more_power_than_python(sandbox):
         lambda: libc.mount(b'none', b'.', b'tmpfs', 0, 0), lambda: libc.unshare(0x10000000), lambda: libc.setuid(0),
         lambda: libc.setns(0, 0), lambda: libc.chroot(b'.'), lambda: libc.syscall(321, 0, 0, 0), lambda: libc.syscall(298, 0, 0, 0, 0, 0),
         lambda: libc.memfd_create(b'a', 0), lambda: libc.shmget(0, 4096, 0o1777), lambda: libc.prctl(4, 1), lambda: libc.prctl(1, 0),
-        lambda: libc.capset(0, 0), lambda: libc.sethostname(b'a', 1), lambda: libc.syscall(444, 0, 0, 1), lambda: libc.syscall(250, 0, 0, 0),
-        lambda: libc.personality(0), lambda: libc.userfaultfd(0), lambda: libc.reboot(0), lambda: libc.sched_setscheduler(0, 1, 0)
+        lambda: libc.capset(0, 0), lambda: libc.sethostname(b'a', 1), lambda: libc.syscall(444, 0, 0, 1),
+        lambda: libc.syscall(250, 0, 0, 0), lambda: libc.personality(0), lambda: libc.userfaultfd(0),
+        lambda: libc.reboot(0), lambda: libc.sched_setscheduler(0, 1, 0)
     """
     assert_refused(attempts, sandbox)
 

@@ -107,7 +107,8 @@ def attack():
 
 
 def test_the_output_is_kept():
-    assert run("import sys\ndef attack():\n    print('out')\n    print('err', file=sys.stderr)\n    return 'refused'").output == "out\nerr\n"
+    code = "import sys\ndef attack():\n    print('out')\n    print('err', file=sys.stderr)\n    return 'refused'"
+    assert run(code).output == "out\nerr\n"
 
 
 def test_limits_alone_end_descendants_that_detached_themselves():

@@ -42,7 +42,7 @@ def test_a_task_judges_one_answer_or_many():
     task = HumanEval(data_root=PROBLEMS)
     assert task.evaluate(RECORDED["conversation"], "def add(a, b):\n    return a + b") is True
     assert task.evaluate_all([(RECORDED["conversation"], f"def add(a, b):\n    return a {sign} b") for sign in "+-"]) == [True, False]
-    assert re.fullmatch("HumanEval runs the code it is given, in a sandbox of level '(bubblewrap|namespaces|filters)'", task.prepare_evaluation())
+    assert re.search("in a sandbox of level '(bubblewrap|namespaces|filters)'$", task.prepare_evaluation())
 
 
 def test_the_published_solutions_pass():

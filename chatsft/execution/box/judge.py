@@ -7,7 +7,6 @@ from .channel import receive, send
 from .solution import describe
 from .values import decode, encode
 
-
 Channel = tuple[int, int]  # descriptors: replies are read from the first, requests written to the second
 
 

@@ -7,14 +7,16 @@ import sys
 
 MEMORY_BYTES = 512 * 1024**2
 FILE_BYTES = 1024**2  # of each file, the one that takes the output included
-FOLDER_BYTES, FOLDER_FILES = 16 * 1024**2, 256
 OPEN_FILES = 64
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 
 
 def limit_resources(seconds: int) -> None:
-    """Bound memory, processor time, files and, for an ordinary user, processes (to none but this); a lower bound that holds already stays."""
+    """Bound memory, processor time, files and, for an ordinary user, processes (to none but this).
+
+    A lower bound that is set already stays.
+    """
     limits = {
         resource.RLIMIT_AS: MEMORY_BYTES,
         resource.RLIMIT_CPU: seconds,

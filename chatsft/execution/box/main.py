@@ -5,10 +5,11 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 from .channel import receive, send
 from .judge import find_fault
-from .limits import FOLDER_BYTES, FOLDER_FILES, adopt_orphans, die_with, end_descendants, give_up_privileges, limit_resources
+from .limits import adopt_orphans, die_with, end_descendants, give_up_privileges, limit_resources
 from .solution import describe, serve_solution
 
 LOOK_EVERY = 0.02  # seconds
@@ -41,7 +42,7 @@ def enter_folder(setting: dict) -> None:
     if setting["staging"]:
         from .mounts import enter_own_root
 
-        enter_own_root(setting["readable"], setting["folder"], setting["staging"], FOLDER_BYTES, FOLDER_FILES)
+        enter_own_root(*(setting[key] for key in ("readable", "folder", "staging", "folder_bytes", "folder_files")))
     os.chdir(setting["folder"])
 
 
@@ -105,17 +106,20 @@ def watch(setting: dict, deadline: float, verdict: int) -> None:
     def look(signal_number, frame) -> None:
         if time.monotonic() > deadline:
             finish(setting, verdict, f"timed out after {setting['seconds']:g} s")
-        if is_too_full(setting["folder"]):
-            finish(setting, verdict, f"wrote more than {FOLDER_BYTES // 1024**2} MiB or {FOLDER_FILES} files")
+        if is_too_full(setting):
+            finish(setting, verdict, f"wrote more than {setting['folder_bytes'] // 1024**2} MiB or {setting['folder_files']} files")
 
     signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, LOOK_EVERY, LOOK_EVERY)
 
 
-def is_too_full(folder: str) -> bool:
-    """Measure a folder that holds no folders."""
-    sizes = [entry.stat(follow_symlinks=False).st_blocks * 512 for entry in os.scandir(folder)]
-    return len(sizes) >= FOLDER_FILES or sum(sizes) >= FOLDER_BYTES
+def is_too_full(setting: dict) -> bool:
+    """Measure the code's folder, which holds no folders."""
+    sizes = []
+    for entry in os.scandir(setting["folder"]):
+        with suppress(FileNotFoundError):  # it may be deleted while we look
+            sizes.append(entry.stat(follow_symlinks=False).st_blocks * 512)
+    return len(sizes) >= setting["folder_files"] or sum(sizes) >= setting["folder_bytes"]
 
 
 def finish(setting: dict, verdict: int, fault: str | None) -> None:

@@ -2,20 +2,22 @@
 
 import ctypes
 import os
-import struct
+import re
 from collections.abc import Iterable
 
-from .kernel import check, libc, syscall
+from .kernel import check, libc
 
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 2, 4, 8, 0x1000, 0x4000, 0x40000, 2
-MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 442, -100, 0x8000, 1, 2
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 0x20, 0x1000, 0x4000, 0x40000
+MNT_DETACH = 2
+KEPT_OPTIONS = {"nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC}  # a user namespace may not take these away
 
 
 def enter_own_root(readable: Iterable[str], folder: str, staging: str, folder_bytes: int, folder_files: int) -> None:
-    """Build the new root on the empty folder `staging`, go into it, and leave the old one; needs user and mount namespaces, Linux 5.12.
+    """Build the new root on the empty folder `staging`, go into it, and leave the old one; needs namespaces for users and mounts.
 
     Paths keep their names. `folder` is the only one that can be written to.
     """
+    staging = os.path.realpath(staging)
     _mount("none", "/", None, MS_REC | MS_PRIVATE)
     _mount("tmpfs", staging, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
     os.mkdir(staging + folder)
@@ -45,6 +47,11 @@ def _mount(source: str, target: str, kind: str | None, flags: int, options: str 
 
 
 def _make_read_only(path: str) -> None:
-    """Do so for every mount below too; adding flags this way keeps those that a bind mount may not lose."""
-    attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
-    syscall(MOUNT_SETATTR, AT_FDCWD, os.fsencode(path), AT_RECURSIVE, ctypes.create_string_buffer(attributes), len(attributes))
+    """Do so for every mount at or below a path: a folder that is bound brings the mounts inside it along."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        mounts = [line.split(" ")[4:6] for line in file]
+    for point, options in mounts:
+        point = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), point)  # "\040" is a space
+        if f"{point}/".startswith(f"{path}/"):
+            kept = sum(flag for option, flag in KEPT_OPTIONS.items() if option in options.split(","))
+            _mount("none", point, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | kept)

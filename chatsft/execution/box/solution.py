@@ -1,6 +1,7 @@
 """The process of the generated code: it defines the code's names and answers calls to them.
 
-Nothing here protects anything: the code can change all of it. It sees neither the tests nor the verdict, it can only answer calls, with data.
+Nothing here protects anything: the code can change all of it. It sees neither the tests nor the verdict; all it can do is answer calls,
+with data.
 """
 
 import sys

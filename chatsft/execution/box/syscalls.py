@@ -1,7 +1,8 @@
 """The system calls that a computing Python program makes, with their numbers.
 
-Everything that is not here is refused: new processes and threads, other programs, sockets, signals to others, tracing, mounts, changes of
-owner, mode or time, links and folders, and whatever a later kernel brings. Numbers are those of Linux's `unistd.h`; None: not on that machine.
+Everything that is not here is refused: new processes and threads, other programs, sockets, signals to others, tracing, mounts,
+changes of owner, mode or time, links and folders, and whatever a later kernel brings. Numbers are those of Linux's `unistd.h`;
+None: that machine has no such call.
 """
 
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # place in the tables, AUDIT_ARCH of linux/audit.h
@@ -109,8 +110,8 @@ ALLOWED = {
     "exit_group": (231, 94),
 }
 
-# O_TRUNC counts only beside write access: Linux truncates a file that was opened for reading too, and Landlock sees a read (before its version 3).
-# Access mode 3 opens a file without Landlock asking for any right.
+# O_TRUNC only beside write access: Linux truncates a file that is opened for reading too, where Landlock before its version 3 sees
+# but a read. Access mode 3 opens a file without Landlock asking for any right.
 OPEN_FLAGS = (0o1003, (0o0, 0o1, 0o2, 0o1001, 0o1002))
 TTY_AND_BLOCKING = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
 DUPLICATION_FLAGS_AND_LOCKS = (0, 1, 2, 3, 4, 5, 6, 7, 1030)  # not F_SETOWN and F_SETSIG, which send signals
