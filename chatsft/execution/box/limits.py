@@ -5,7 +5,7 @@ import resource
 import signal
 import sys
 
-MEMORY_BYTES = 512 * 1024**2
+MEMORY_BYTES = 256 * 1024**2  # as nanochat
 FILE_BYTES = 1024**2  # of each file, the one that takes the output included
 OPEN_FILES = 64
 
