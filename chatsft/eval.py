@@ -52,6 +52,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_samples", type=_positive, default=DEFAULTS.num_samples, help="answers per problem (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="write the results, with every prompt, answer and verdict, to this JSON file")
     parser.add_argument("--baseline", type=Path, help="an earlier --output: print the paired difference in each task")
+    parser.add_argument("--allow_weak_sandbox", action="store_true", help="run generated code even where it cannot be locked in")
     parser.add_argument("--update_card", action="store_true", help="put the accuracies into the model card in CHECKPOINT")
     arguments = parser.parse_args(argv)
     if arguments.temperature < 0 or arguments.top_k < 0:
@@ -83,7 +84,7 @@ def evaluate(arguments: argparse.Namespace) -> Iterator[Results]:
     """Load everything, so that what is missing is missed before the model runs, then give the results so far after each part."""
     state = PartialState(cpu=not torch.accelerator.is_available())
     with state.main_process_first():
-        tasks = select_tasks(arguments.tasks, arguments.data_root)
+        tasks = select_tasks(arguments.tasks, arguments.data_root, arguments.allow_weak_sandbox)
         conversations = load_conversations(arguments.conversations, arguments.data_root) if arguments.conversations else None
     earlier = load_earlier(arguments.baseline, list(tasks)) if arguments.baseline else {}
     model, tokenizer = load_model(arguments)

@@ -11,9 +11,11 @@ from chatsft.evaluation.problems import ProblemResult
 from chatsft.evaluation.results import format_reports
 from chatsft.evaluation.statistics import BASELINES
 from chatsft.evaluation.task_evaluation import summarize
+from chatsft.execution import Sandbox
 from tests.evaluation.recorded_model import FIXTURES, RECORDED, load_model, load_tokenizer
 
 REPOSITORY = Path(__file__).parents[1]
+PROBLEMS = str(Path(__file__).parent / "fixtures" / "tasks" / "problems")
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +246,31 @@ def test_two_processes_report_what_one_does(checkpoint, data_root, tmp_path):
     assert one.pop("bits_per_byte") == pytest.approx(two.pop("bits_per_byte"))
     assert one == pytest.approx(two)
     assert results[0] == results[1]
+
+
+def test_generated_code_is_run_in_a_sandbox_that_is_named(checkpoint, tmp_path, capsys):
+    output = tmp_path / "results.json"
+    arguments = [checkpoint, "--tasks", "HumanEval", "--data_root", PROBLEMS, "--max_new_tokens", "8", "--output", str(output)]
+    assert evaluation_program.main(arguments) == 0
+    assert "HumanEval runs the code it is given, in a sandbox of level" in capsys.readouterr().err
+    problems = json.loads(output.read_text())["tasks"]["HumanEval"]["problems"]
+    assert [problem["correct"] for problem in problems] == [[False]] * 8
+
+
+def test_without_a_sandbox_that_holds_generated_code_is_refused_before_the_model_is_loaded(checkpoint, monkeypatch, capsys):
+    weak = {Sandbox("filters"): "no Landlock here", Sandbox("limits", landlock=False, seccomp=False): None}
+    monkeypatch.setattr("chatsft.execution.choice.check_sandboxes", lambda: weak)
+    monkeypatch.setattr(evaluation_program, "load_model", lambda arguments: pytest.fail("loaded"))
+    arguments = [checkpoint, "--tasks", "HumanEval", "--data_root", PROBLEMS]
+    assert evaluation_program.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "filters: no Landlock here" in error
+    assert "--allow_weak_sandbox" in error
+
+
+def test_a_weak_sandbox_can_be_accepted(checkpoint, monkeypatch, capsys):
+    weak = {Sandbox("limits", landlock=False, seccomp=False): None}
+    monkeypatch.setattr("chatsft.execution.choice.check_sandboxes", lambda: weak)
+    arguments = [checkpoint, "--tasks", "HumanEval", "--data_root", PROBLEMS, "--max_new_tokens", "1", "--max_problems", "1"]
+    assert evaluation_program.main([*arguments, "--allow_weak_sandbox"]) == 0
+    assert "level 'limits'" in capsys.readouterr().err

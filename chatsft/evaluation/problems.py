@@ -75,7 +75,9 @@ def batch_by_length(
 
 
 def judge(task: Task, tokenizer: GPTTokenizer, problems: Sequence[Problem], answers: Sequence[list[str]]) -> list[ProblemResult]:
-    """Ask the task about each problem's completions."""
+    """Ask the task about each problem's completions, all at once: one that takes long works on several at a time."""
+    pairs = [(problem.conversation, completion) for problem, texts in zip(problems, answers, strict=True) for completion in texts]
+    verdicts = iter(task.evaluate_all(pairs))
     prompts = tokenizer.batch_decode([problem.prompt_ids for problem in problems]) if problems else []
     return [
         ProblemResult(
@@ -83,7 +85,7 @@ def judge(task: Task, tokenizer: GPTTokenizer, problems: Sequence[Problem], answ
             prompt=prompt,
             expected=_expected_text(problem.conversation),
             completions=completions,
-            correct=[bool(task.evaluate(problem.conversation, completion)) for completion in completions],
+            correct=[bool(next(verdicts)) for _ in completions],
             truncated=problem.truncated,
         )
         for problem, prompt, completions in zip(problems, prompts, answers, strict=True)

@@ -1,8 +1,10 @@
 """HumanEval: 164 Python functions to complete (Chen et al., 2021), judged by running their tests."""
 
+import ast
 import re
 from pathlib import Path
 
+from chatsft.execution import Program, Verdict, find_sandbox, run_programs
 from chatsft.tasks.table import check_choice, load_table
 from chatsft.tasks.task import Task
 
@@ -30,20 +32,42 @@ def extract_program(completion: str) -> str:
     return (match[1] if match else completion).strip()
 
 
-def build_program(conversation: dict, completion: str) -> str:
-    """Put together the prompt's imports, the completion's code and the tests, as one program that exits cleanly if they pass."""
-    imports = extract_imports(conversation["messages"][0]["content"])
-    check = f"{conversation['test']}\ncheck({conversation['entry_point']})"
-    return "\n\n".join([imports, extract_program(completion), check])
+def build_program(conversation: dict, completion: str) -> Program:
+    """Put together the prompt's imports and the completion's code, and the tests that judge it.
+
+    The prompt goes before the tests too, for its imports and the helper functions that some tests call.
+    """
+    prompt = conversation["messages"][0]["content"]
+    imports = extract_imports(prompt)
+    return Program(
+        solution=f"{imports}\n\n{extract_program(completion)}",
+        tests=f"{conversation['test']}\ncheck({conversation['entry_point']})",
+        entry_point=conversation["entry_point"],
+        preamble=prompt if is_code(prompt) else imports,
+    )
+
+
+def is_code(text: str) -> bool:
+    """Say whether Python can parse it."""
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError):
+        return False
+    return True
 
 
 class HumanEval(Task):
-    """Function heads with docstrings; the conversation carries its `test` and `entry_point`."""
+    """Function heads with docstrings; the conversation carries its `test` and `entry_point`.
+
+    Args:
+        allow_weak_sandbox: judge completions even where the code they bring cannot be locked in (see docs/sandbox.md).
+    """
 
     eval_type = "generative"
 
-    def __init__(self, split: str = "test", data_root: str | Path | None = None, **kwargs):
+    def __init__(self, split: str = "test", data_root: str | Path | None = None, allow_weak_sandbox: bool = False, **kwargs):
         super().__init__(**kwargs)
+        self.allow_weak_sandbox = allow_weak_sandbox
         check_choice("HumanEval split", split, ("test",))
         hub = {"path": "openai/openai_humaneval", "split": split}
         self.table = load_table(hub, "humaneval/HumanEval.jsonl", ("prompt", "canonical_solution", "entry_point", "test"), data_root)
@@ -59,10 +83,19 @@ class HumanEval(Task):
         ]
         return {"messages": messages, "entry_point": row["entry_point"], "test": row["test"]}
 
+    def prepare_evaluation(self) -> str:
+        return f"HumanEval runs the code it is given, in a sandbox of level {find_sandbox(self.allow_weak_sandbox).level!r}"
+
+    def run(self, answers: list[tuple[dict, str]]) -> list[Verdict]:
+        """Run the code of (conversation, completion) pairs, as many at a time as there are processors, and say what went wrong in each."""
+        programs = [build_program(conversation, completion) for conversation, completion in answers]
+        return run_programs(programs, find_sandbox(self.allow_weak_sandbox))
+
     def evaluate(self, conversation: dict, completion: str) -> bool:
-        raise NotImplementedError(
-            "HumanEval runs generated code and needs the sandbox chatsft/execution.py; build_program() gives the program to run in it"
-        )
+        return self.evaluate_all([(conversation, completion)])[0]
+
+    def evaluate_all(self, answers: list[tuple[dict, str]]) -> list[bool]:
+        return [verdict.passed for verdict in self.run(answers)]
 
     def fingerprint(self) -> str:
         return self.table.fingerprint

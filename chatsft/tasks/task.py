@@ -46,6 +46,14 @@ class Task:
         """Judge a decoded completion against the conversation's last message."""
         raise NotImplementedError(f"{type(self).__name__} lacks evaluate(conversation, completion)")
 
+    def evaluate_all(self, answers: list[tuple[dict, str]]) -> list[bool | int]:
+        """Judge (conversation, completion) pairs; a task whose judging takes long may work on several at a time."""
+        return [self.evaluate(conversation, completion) for conversation, completion in answers]
+
+    def prepare_evaluation(self) -> str | None:
+        """Make sure, before any model is loaded, that answers can be judged here; return what a user should know about how."""
+        return None
+
     def fingerprint(self) -> str | None:
         """Identify the data behind the examples for the cache, or None when only reading every example can tell (slower, never wrong)."""
         return None
