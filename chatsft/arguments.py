@@ -115,6 +115,8 @@ class ChatArguments(TrainingArguments):
             compiles for longer and spares the host about a millisecond a layer and step: for small models and short runs of many steps.
         activation_memory_budget: with torch_compile, the share of the activations that is kept for the backward pass; below 1 the cheap
             ones are computed again (docs/benchmarks.md has memory and speed).
+        dry_run: print the plan (rows, updates, memory, time) and stop before training.
+        gpu_hour_price: what an hour of a GPU costs, for the plan.
         muon_precision: "bfloat16" or "float32" for Muon's matrix products; by default bfloat16 on a GPU.
         eval_tasks: tasks to score during training, by name; nanochat's are [MMLU, ARC-Easy].
         eval_metrics_every: updates between these scores; there are some before the first and after the last update too.
@@ -131,6 +133,8 @@ class ChatArguments(TrainingArguments):
     warmdown_ratio: float = 1.0
     final_lr_frac: float = 0.0
     loss_average: str = "token"
+    dry_run: bool = False
+    gpu_hour_price: float | None = None
     compile_scope: str = "layer"
     activation_memory_budget: float = 1.0
     muon_precision: str | None = None
@@ -168,6 +172,11 @@ class ChatArguments(TrainingArguments):
             raise RecipeError("label_smoothing_factor is set, but the loss on trained positions is not smoothed. Leave it out.")
         if self.push_to_hub:
             _check_hub(self)
+
+    @property
+    def recomputes_layers(self) -> bool:
+        """Tell whether layers run again in the backward pass; transformers renamed the setting after 5.17."""
+        return bool(getattr(self, "activation_checkpointing", None) or self.gradient_checkpointing)
 
     @property
     def n_gpu(self) -> int:

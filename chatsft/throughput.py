@@ -17,7 +17,7 @@ class ThroughputMeter:
     """
 
     def __init__(self, model: nn.Module, num_processes: int):
-        self.matmul_parameters = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+        self.matmul_parameters = count_matmul_parameters(model)
         self.num_processes = num_processes
         self.peak = peak_flops()
         self.restart()
@@ -34,11 +34,16 @@ class ThroughputMeter:
         """Return the figures since the last reading, for all processes, and begin a new interval."""
         seconds = time.perf_counter() - self.start
         tokens_per_second = self.tokens * self.num_processes / seconds
-        figures = {"tokens_per_second": round(tokens_per_second, 1)}
+        figures = {"tokens": self.tokens * self.num_processes, "tokens_per_second": round(tokens_per_second, 1)}
         if self.peak is not None:
             figures["mfu"] = round(6 * self.matmul_parameters * tokens_per_second / (self.peak * self.num_processes), 4)
         self.restart()
         return figures
+
+
+def count_matmul_parameters(model: nn.Module) -> int:
+    """Count the weights of every linear layer, the head included."""
+    return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
 
 
 def peak_flops() -> float | None:

@@ -32,7 +32,7 @@ from chatsft.callbacks import ConsoleCallback, FinalEvaluation
 from chatsft.data.collator import EvaluationCollator, FlatteningCollator, PaddingCollator
 from chatsft.data.mixture import load_mixture
 from chatsft.data.packing import ConversationRows, conversation_lengths, fill_up, pack_rows, pack_steps, shuffle_rows, single_rows
-from chatsft.data.rendering import render_dataset
+from chatsft.data.rendering import render_dataset, supervision_statistics
 from chatsft.evaluation.task_selection import select_tasks
 from chatsft.model.head_loss import chunk_size
 from chatsft.model.loading import load_model_and_tokenizer
@@ -40,6 +40,7 @@ from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.model.packed_attention import prepare_attention
 from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.model_card import save_model_card
+from chatsft.plan import Batching, describe_plan
 from chatsft.recipe import Recipe, load_recipe
 from chatsft.task_metrics import TaskMetrics
 from chatsft.tasks import Task
@@ -66,8 +67,8 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
     return parser.parse_known_args(argv)
 
 
-def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrainer:
-    """Train as the recipe says, save the model in output_dir, and return the trainer."""
+def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrainer | None:
+    """Train as the recipe says, save the model in output_dir, and return the trainer; a dry run prints its plan and returns None."""
     args, data = recipe.training, recipe.data
     set_verbosity()
     model, tokenizer = load_model(recipe.model, data)
@@ -82,6 +83,10 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
     pad_token_id = padding_id(tokenizer)
     batches = plan_batches(train_rendered, data, args.per_device_train_batch_size, args.world_size, pad_token_id, args.seed)
     args.gradient_accumulation_steps = batches.gradient_accumulation_steps
+    if args.dry_run:
+        if args.process_index == 0:
+            print(describe_plan(model, args, describe_batches(train_rendered, batches, args, data.max_length)))
+        return None
     evaluation = eval_rendered and plan_evaluation(eval_rendered, args, pad_token_id, data.packing and can_skip_logits(model))
     trainer = ChatTrainer(
         model=model,
@@ -188,6 +193,27 @@ def plan_batches(
         accumulation = rows_per_step // per_micro_batch
     collator = FlatteningCollator(data.max_length, pad_token_id, max(map(len, rows)), chunk_size(batch_size * data.max_length))
     return Batches(ConversationRows(rendered, rows), collator, accumulation)
+
+
+def describe_batches(rendered: datasets.Dataset, batches: Batches, args: ChatArguments, max_length: int) -> Batching:
+    """Count what an epoch goes through, for the plan."""
+    counts = supervision_statistics(mask for batch in rendered.with_format("numpy").iter(1000) for mask in batch["assistant_masks"])
+    rows, size, longest = len(batches.dataset), args.per_device_train_batch_size, max_length
+    padded_tokens = rows * max_length
+    if isinstance(batches.collator, PaddingCollator):
+        lengths = conversation_lengths(rendered)
+        longest = int(lengths.max())
+        padded_tokens = sum(size * int(lengths[first : first + size].max()) for first in range(0, rows, size))
+    return Batching(
+        conversations=counts["conversations"],
+        tokens=counts["tokens"],
+        supervised_tokens=counts["supervised_tokens"],
+        padded_tokens=padded_tokens,
+        rows=rows,
+        row_length=longest,
+        rows_per_micro_batch=size,
+        micro_batches_per_update=batches.gradient_accumulation_steps,
+    )
 
 
 def plan_evaluation(rendered: datasets.Dataset, args: ChatArguments, pad_token_id: int, packing: bool) -> Batches:

@@ -14,7 +14,7 @@ LAYERS = (  # what stands higher may import what stands lower; neighbours in one
     ("train", "eval", "chat", "serve", "convert", "preview", "cli"),
     ("model_card",),
     ("recipe",),
-    ("trainer", "callbacks", "task_metrics", "adapters"),
+    ("trainer", "callbacks", "task_metrics", "adapters", "plan"),
     ("arguments", "throughput", "curves"),
     ("evaluation",),
     ("data",),

@@ -1,38 +1,55 @@
-"""Training throughput through ChatTrainer, on random weights and synthetic conversations.
+"""Training throughput and memory through ChatTrainer, on random weights and synthetic conversations.
 
-python -m tests.benchmarks.training --depths 12 20 [--yardstick yardstick.py]
+    python -m tests.benchmarks.training [--yardstick yardstick.py] [--cases d12 d20] [--memory]
+    python -m tests.benchmarks.training --reference model_name_or_path=D8 tokenizer_path=TOKENIZER data_root=DATA
 
 Conversation lengths are log-normal (median 350 tokens, sigma 0.9, 32 to 2048), the second half of each is supervised. A model of
-depth d is 64 d wide with heads of 128. Needs a GPU with bfloat16. --yardstick names a script that prints JSON lines with
-"name" and "real_tok_s" for the same workload; it runs first, and ratios are printed beside.
+depth d is 64 d wide with heads of 128; a step takes 32 rows of 2,048 tokens. Needs a GPU with bfloat16. --yardstick names a script that
+prints JSON lines with "name" and "real_tok_s" for the same workload; it runs first, and the ratio to its line of the same depth (d12 for
+the models of 2026) is printed. --memory adds the peak memory of small batches. --reference runs recipes/reference.yaml twice with these
+overrides, the second time with everything cached. Each line is JSON; "idle_pct" is the share of a step in which the GPU has nothing to do.
 """
 
 import argparse
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 
 import torch
 from datasets import Dataset
+from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
 from chatsft.arguments import ChatArguments
 from chatsft.data.collator import FlatteningCollator
 from chatsft.data.packing import ConversationRows, pack_rows
 from chatsft.model.configuration_gpt import GPTConfig
-from chatsft.model.head_loss import CHUNK
+from chatsft.model.head_loss import chunk_size
 from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.model.nanochat_checkpoint import layer_windows
+from chatsft.model.packed_attention import prepare_attention
+from chatsft.plan import estimate_memory
 from chatsft.trainer import ChatTrainer
 
 LENGTH = 2048
 PEAK = 790e12  # bfloat16 matrix rate measured on one H200; mfu = 6 x matmul parameters x real tokens / time / PEAK
+CASES = {
+    "d12": {"depth": 12},
+    "d12 less memory": {"depth": 12, "activation_memory_budget": 0.8},
+    "d12 torch attention": {"depth": 12, "attention": "varlen"},
+    "d20": {"depth": 20},
+    "d20 less memory": {"depth": 20, "activation_memory_budget": 0.8},
+    "d12 2026": {"depth": 12, "vocab_size": 32768, "year": "2026"},
+}
 
 
+@cache
 def conversations(count: int, vocab_size: int) -> Dataset:
     numbers, generator = random.Random(1), torch.Generator().manual_seed(1)
     rows = {"input_ids": [], "assistant_masks": []}
@@ -43,9 +60,9 @@ def conversations(count: int, vocab_size: int) -> Dataset:
     return Dataset.from_dict(rows)
 
 
-def build_model(depth: int, vocab_size: int, generation: str) -> GPTForCausalLM:
+def build_model(depth: int, vocab_size: int, year: str, attention: str | None = None) -> GPTForCausalLM:
     later = {}
-    if generation == "2026":
+    if year == "2026":
         later = {
             "rope_theta": 100000.0,
             "query_key_scale": 1.2,
@@ -57,57 +74,117 @@ def build_model(depth: int, vocab_size: int, generation: str) -> GPTForCausalLM:
         }
     width = 64 * depth
     config = GPTConfig(vocab_size=vocab_size, hidden_size=width, num_hidden_layers=depth, num_attention_heads=width // 128, **later)
-    return GPTForCausalLM._from_config(config, attn_implementation="varlen")
+    model = GPTForCausalLM._from_config(config, attn_implementation=attention or "varlen")
+    prepare_attention(model, attention, packing=True)
+    return model
 
 
 class StepTimer(TrainerCallback):
-    """Note the time and the tokens at the end of each update."""
+    """Mark the end of each update on the GPU, with the tokens until then; the host never waits but once, when the warm-up is over."""
 
-    def __init__(self):
-        self.marks, self.trainer = [], None
+    def __init__(self, warmup: int):
+        self.warmup, self.marks, self.trainer = warmup, [], None
 
     def on_step_end(self, args, state, control, **kwargs):
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self.marks.append((event, self.trainer.throughput.tokens))
+        if len(self.marks) == self.warmup:
+            torch.cuda.synchronize()
+
+    def read(self, steps: int) -> tuple[float, float]:
+        """Return seconds and tokens per update over the steps after the warm-up."""
         torch.cuda.synchronize()
-        self.marks.append((time.perf_counter(), self.trainer.throughput.tokens))
+        (start, before), (end, after) = self.marks[self.warmup - 1], self.marks[self.warmup + steps - 1]
+        return start.elapsed_time(end) / 1e3 / steps, (after - before) / steps
 
 
-def measure(depth: int, vocab_size: int, generation: str, rows: int, steps: int, warmup: int = 4) -> dict:
-    """Time full optimizer steps of ChatTrainer with `rows` rows of 2048 tokens a step."""
-    torch._dynamo.reset()
+class IdleMeter(TrainerCallback):
+    """Profile two updates and add up the time in which the GPU runs nothing."""
+
+    def __init__(self, first: int):
+        self.first, self.profiler = first, profile(activities=[ProfilerActivity.CUDA])
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.first:
+            self.profiler.start()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.first + 2:
+            torch.cuda.synchronize()
+            self.profiler.stop()
+
+    def read(self) -> float:
+        """Return the idle share between the first and the last kernel, in per cent."""
+        device = torch.autograd.DeviceType.CUDA
+        spans = sorted((event.time_range.start, event.time_range.end) for event in self.profiler.events() if event.device_type == device)
+        busy, reached = 0.0, spans[0][0]
+        for start, end in spans:
+            busy += max(0.0, end - max(start, reached))
+            reached = max(reached, end)
+        return 100 * (1 - busy / (reached - spans[0][0]))
+
+
+def train_steps(depth: int, vocab_size: int, year: str, attention: str | None, rows: int, steps: int, **settings) -> ChatTrainer:
+    """Run full updates of ChatTrainer with `rows` rows of 2,048 tokens a step."""
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    data = conversations(rows * (steps + warmup) * 6, vocab_size)
-    packed = pack_rows([len(ids) for ids in data["input_ids"]], LENGTH)[: rows * (steps + warmup)]
+    callbacks = settings.pop("callbacks", [])
+    data = conversations(6 * 32 * 16, vocab_size)
+    packed = pack_rows([len(ids) for ids in data["input_ids"]], LENGTH)[: rows * steps]
     args = ChatArguments(
         output_dir=tempfile.mkdtemp(),
-        optimizer=f"muon_{generation}",
+        optimizer=f"muon_{year}",
         per_device_train_batch_size=rows,
-        max_steps=steps + warmup,
+        max_steps=steps,
         bf16=True,
         torch_compile=True,
         logging_steps=10_000,
         dataloader_num_workers=2,
         disable_tqdm=True,
+        **settings,
     )
-    timer = StepTimer()
     trainer = ChatTrainer(
-        model=build_model(depth, vocab_size, generation),
+        model=build_model(depth, vocab_size, year, attention),
         args=args,
         train_dataset=ConversationRows(data, packed),
-        data_collator=FlatteningCollator(LENGTH, 0, max(map(len, packed)), CHUNK),
-        callbacks=[timer],
+        data_collator=FlatteningCollator(LENGTH, 0, max(map(len, packed)), chunk_size(rows * LENGTH)),
+        callbacks=callbacks,
     )
-    timer.trainer = trainer
-    matmul = trainer.throughput.matmul_parameters
+    for callback in callbacks:
+        callback.trainer = trainer
     trainer.train()
-    (start, before), (end, after) = timer.marks[warmup - 1], timer.marks[-1]
-    seconds, tokens = (end - start) / steps, (after - before) / steps
+    return trainer
+
+
+def measure(name: str, depth: int, vocab_size: int = 65536, year: str = "2025", attention: str | None = None, **settings) -> dict:
+    """Time updates of 32 rows after a warm-up, and profile two more."""
+    torch._dynamo.reset()
+    warmup, steps = 4, 8
+    timer, idle = StepTimer(warmup), IdleMeter(warmup + steps)
+    trainer = train_steps(depth, vocab_size, year, attention, 32, warmup + steps + 2, callbacks=[timer, idle], **settings)
+    seconds, tokens = timer.read(steps)
     return {
-        "name": f"chatsft d{depth} {generation} vocab={vocab_size} rows={rows}",
+        "name": name,
+        "attention": trainer.model.config._attn_implementation,
         "ms": round(seconds * 1e3, 1),
         "real_tok_s": int(tokens / seconds),
-        "mem_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
-        "mfu_pct": round(100 * 6 * matmul * tokens / seconds / PEAK, 1),
+        "mem_gib": peak_memory(),
+        "estimated_gib": round(sum(estimate_memory(trainer.model, trainer.args, 32 * LENGTH).values()), 1),
+        "mfu_pct": round(100 * 6 * trainer.throughput.matmul_parameters * tokens / seconds / PEAK, 1),
+        "idle_pct": round(idle.read(), 1),
     }
+
+
+def peak_memory() -> float:
+    return round(torch.cuda.max_memory_allocated() / 2**30, 1)
+
+
+def measure_memory(depth: int, rows: int, **settings) -> dict:
+    """Return the peak memory of updates of a few rows, beside the estimate."""
+    trainer = train_steps(depth, 65536, "2025", None, rows, 2, **settings)
+    estimate = round(sum(estimate_memory(trainer.model, trainer.args, rows * LENGTH).values()), 1)
+    return {"name": f"d{depth}, {rows} rows", **settings, "mem_gib": peak_memory(), "estimated_gib": estimate}
 
 
 def run_yardstick(script: str) -> dict[str, float]:
@@ -118,20 +195,46 @@ def run_yardstick(script: str) -> dict[str, float]:
     return {result["name"].split()[1]: result["real_tok_s"] for result in results}
 
 
+def run_reference(overrides: list[str]) -> dict:
+    """Time the whole command of the reference epoch and read what it prints."""
+    output = tempfile.mkdtemp()
+    command = [sys.executable, "-m", "chatsft.train", "recipes/reference.yaml", f"output_dir={output}", *overrides]
+    start = time.perf_counter()
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    seconds = time.perf_counter() - start
+    losses = [float(loss) for loss in re.findall(r"Validation loss: ([\d.]+)", printed)]
+    with open(f"{output}/trainer_state.json", encoding="utf-8") as file:
+        logs = [log for log in json.load(file)["log_history"] if "tokens_per_second" in log]
+    seconds_each = [log["tokens"] / log["tokens_per_second"] for log in logs]
+    training = sum(seconds_each[1:]) / (len(seconds_each) - 1) * len(seconds_each)  # compilation falls into the first
+    return {
+        "name": "reference epoch",
+        "command_s": round(seconds, 1),
+        "training_steps_s": round(training, 1),
+        "validation_loss": losses[-1],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--depths", type=int, nargs="+", default=[12, 20])
-    parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--yardstick")
+    parser.add_argument("--reference", nargs="+", metavar="KEY=VALUE")
     options = parser.parse_args()
     yardstick = run_yardstick(options.yardstick) if options.yardstick else {}
-    cases = [(depth, 65536, "2025") for depth in options.depths] + [(12, 32768, "2026")]
-    for depth, vocab_size, generation in cases:
-        result = measure(depth, vocab_size, generation, options.rows, options.steps)
-        if f"d{depth}" in yardstick:
-            result["of_yardstick"] = round(result["real_tok_s"] / yardstick[f"d{depth}"], 3)
+    for name in options.cases:
+        result = measure(name, **CASES[name])
+        if name.split()[0] in yardstick:
+            result["of_yardstick"] = round(result["real_tok_s"] / yardstick[name.split()[0]], 3)
         print(json.dumps(result), flush=True)
+    for depth in (12, 20) if options.memory else ():
+        for rows in (1, 2, 4, 8):
+            print(json.dumps(measure_memory(depth, rows)), flush=True)
+    if options.memory:
+        print(json.dumps(measure_memory(20, 8, gradient_checkpointing=True)), flush=True)
+    for _ in range(2 if options.reference else 0):
+        print(json.dumps(run_reference(options.reference)), flush=True)
 
 
 if __name__ == "__main__":
