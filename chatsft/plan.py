@@ -38,11 +38,12 @@ def describe_plan(model: PreTrainedModel, args: ChatArguments, batching: Batchin
     updates = count_updates(args, batching)
     memory = estimate_memory(model, args, batching.rows_per_micro_batch * batching.row_length)
     parts = ", ".join(f"{name} {gib:.2f}" for name, gib in memory.items())
+    rows_per_update = f"{args.world_size} processes x {batching.micro_batches_per_update} x {batching.rows_per_micro_batch}"
     share, filled = batching.supervised_tokens / batching.tokens, batching.tokens / batching.padded_tokens
     lines = {
         "conversations": f"{batching.conversations:,}, {batching.tokens:,} tokens, {share:.1%} trained",
         "rows": f"{batching.rows:,} of up to {batching.row_length:,} tokens, {filled:.1%} filled",
-        "updates": f"{updates:,} of {batching.micro_batches_per_update} x {batching.rows_per_micro_batch} rows x {args.world_size} processes",
+        "updates": f"{updates:,} of {rows_per_update} rows",
         "memory": f"{sum(memory.values()):.2f} GiB a process: {parts}",
         "time": describe_time(predict_seconds(model, args, batching, updates), args),
     }

@@ -46,6 +46,7 @@ def supervised_loss(
     return _HeadLoss.apply(hidden_states, weight, positions, targets, softcap)
 
 
+@torch.no_grad()
 def token_losses(
     hidden_states: torch.Tensor,
     weight: torch.Tensor,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from chatsft.data.collator import FlatteningCollator, PaddingCollator
+from chatsft.data.collator import EvaluationCollator, FlatteningCollator, PaddingCollator
 from chatsft.model.nanochat_checkpoint import load_nanochat_model
 from tests.model.oracle import FIXTURES, assert_close
 
@@ -57,3 +57,18 @@ def test_packed_and_padded_batches_give_the_same_loss_and_gradients(folder):
         model(**batch, skip_logits=True, use_cache=False).loss.backward()
     for a, b in zip(packed.parameters(), padded.parameters(), strict=True):
         assert_close(a.grad, b.grad)
+
+
+def test_an_evaluation_batch_is_not_filled_up_and_names_the_row_of_each_trained_token():
+    batch = EvaluationCollator(pad_token_id=9)([row([1, 2, 3], [4, 5]), row(), row([6, 7, 8])])
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
+    assert batch["supervised_positions"].tolist() == [0, 1, 3, 5, 6]
+    assert batch["row_ids"].tolist() == [0, 0, 0, 2, 2]
+    assert batch["cu_seq_lens_q"].tolist()[:4] == [0, 3, 5, 8]
+    assert (batch["max_length_q"], batch["num_tokens"]) == (3, 8)
+
+
+def test_an_evaluation_batch_of_empty_rows_trains_on_nothing():
+    batch = EvaluationCollator(pad_token_id=9)([row(), row()])
+    assert batch["input_ids"].tolist() == [[9]]
+    assert batch["supervised_positions"].tolist() == batch["row_ids"].tolist() == []

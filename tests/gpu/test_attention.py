@@ -5,6 +5,7 @@ import torch
 
 from chatsft.data.collator import FlatteningCollator, PaddingCollator
 from chatsft.model.configuration_gpt import GPTConfig
+from chatsft.model.flash_attention import has_flash_4
 from chatsft.model.modeling_gpt import GPTForCausalLM
 from tests.data.test_collator import row
 
@@ -58,7 +59,7 @@ def hidden(model: GPTForCausalLM, batch: dict) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("generation", ["2025", "2026"])
-@pytest.mark.parametrize("attention", ["varlen", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("attention", ["varlen", "sdpa", "flex_attention", *(["varlen_fa4"] if has_flash_4() else [])])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_changing_one_conversation_changes_no_neighbour(generation, attention, compiled):
     torch._dynamo.reset()
@@ -94,16 +95,17 @@ def test_packed_bfloat16_loss_and_gradients_are_those_of_padded_float32(generati
             assert torch.nn.functional.cosine_similarity(a.grad.flatten(), b.grad.flatten(), dim=0) > 0.98, name
 
 
-def test_later_batches_do_not_recompile():
+@pytest.mark.parametrize("together", [False, True])
+def test_later_batches_do_not_recompile(together):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model, rows = build("2026", "varlen").train(), random_rows()
-    model.model.compile_layers()
+    model.model.compile_layers(together)
     batches = [collate(rows), collate([rows[1], rows[0]]), collate([rows[0][:1], []]), collate([[], []])]
     for batch in batches:
         hidden(model, batch).sum().backward()
     assert not torch._dynamo.utils.counters["graph_break"]
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (1 if together else 2)
     model.eval()
     hidden(model, batches[1])
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (1 if together else 2)

@@ -314,6 +314,16 @@ def test_loss_without_logits_equals_the_plain_loss_and_its_gradients(build, monk
     assert given.item() == pytest.approx(loss.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("build", both_generations())
+def test_losses_of_single_tokens_add_up_to_the_loss(build):
+    model, ids = build().eval(), random_ids(build(), 2, 40)
+    options = {"labels": ids, "skip_logits": True, "use_cache": False}
+    losses = model(ids, **options, reduce_loss=False).loss
+    assert losses.shape == (2 * 39,)
+    assert not losses.requires_grad
+    assert_close(losses.mean(), model(ids, **options).loss.detach())
+
+
 def test_loss_without_any_supervised_token_is_zero_and_has_zero_gradients():
     model = model_v2()
     loss = model(random_ids(model, 1, 9), labels=torch.full((1, 9), -100), skip_logits=True, num_items_in_batch=4).loss
