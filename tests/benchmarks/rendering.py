@@ -1,9 +1,11 @@
-"""Time rendering against tiktoken, on one core.
+"""Time rendering against tiktoken, and rendering with packing against TRL's SFTTrainer, on one core.
 
     python -m tests.benchmarks.rendering --conversations chatmix_train.jsonl --tokenizer tokenizer_folder [--limit 6000]
 
 "cold" starts with an empty word cache, as each process does; "warm" has seen the conversations before, which a long run comes close
-to. The numbers are CPU seconds, the best of the repeats.
+to. The numbers are CPU seconds, the best of the repeats. Preparation is timed once each, from a dataset of messages to packed rows with
+masks, caches off: SFTTrainer's own (assistant_only_loss, packing, one process) on the same vocabulary and our template with generation
+markers, and ours.
 """
 
 import argparse
@@ -11,13 +13,20 @@ import copy
 import json
 import os
 import pickle
+import tempfile
 import time
 from itertools import islice
 from pathlib import Path
 
+import datasets
+from transformers import NanoChatConfig, NanoChatForCausalLM, PreTrainedTokenizerFast
+from trl import SFTConfig, SFTTrainer
+
 os.environ["RAYON_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from chatsft.data.packing import conversation_lengths, pack_rows
+from chatsft.data.rendering import render_dataset
 from chatsft.model.conversation import SPECIAL_TOKENS, conversation_spans
 from chatsft.model.nanochat_tokenizer import load_nanochat_tokenizer
 
@@ -85,6 +94,43 @@ def measure_all(folder: str, conversations: list[dict]) -> dict[str, tuple[float
     return {name: measure(renderer, conversations) for name, renderer in ways.items()}
 
 
+def prepare_with_trl(folder: str, messages: datasets.Dataset, max_length: int = 2048) -> int:
+    """Let SFTTrainer's constructor prepare the dataset; returns its rows."""
+    ours = load_nanochat_tokenizer(folder)
+    special = {"bos_token": "<|bos|>", "eos_token": "<|assistant_end|>", "pad_token": "<|assistant_end|>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=ours.backend_tokenizer, chat_template=ours.chat_template, **special)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = NanoChatForCausalLM(NanoChatConfig(vocab_size=len(tokenizer), **sizes))
+    settings = {
+        "assistant_only_loss": True,
+        "packing": True,
+        "max_length": max_length,
+        "dataset_num_proc": 1,
+        "eos_token": "<|assistant_end|>",
+    }
+    args = SFTConfig(output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, report_to=[], **settings)
+    return len(SFTTrainer(model=model, args=args, train_dataset=messages, processing_class=tokenizer).train_dataset)
+
+
+def prepare_with_chatsft(folder: str, messages: datasets.Dataset, max_length: int = 2048) -> int:
+    """Render and pack as chatsft.train does; returns the rows."""
+    rendered = render_dataset(messages, load_nanochat_tokenizer(folder), max_length)
+    return len(pack_rows(conversation_lengths(rendered).tolist(), max_length))
+
+
+def compare_preparation(folder: str, conversations: list[dict]) -> None:
+    datasets.disable_caching()
+    datasets.disable_progress_bars()
+    messages = datasets.Dataset.from_list([{"messages": conversation["messages"]} for conversation in conversations])
+    speeds = {}
+    for name, prepare in {"SFTTrainer": prepare_with_trl, "chatsft": prepare_with_chatsft}.items():
+        start = time.perf_counter()
+        rows = prepare(folder, messages)
+        speeds[name] = len(messages) / (time.perf_counter() - start)
+        print(f"{name + ', prepared and packed':27} {speeds[name]:8.0f} conversations/s, {rows} rows")
+    print(f"{speeds['chatsft'] / speeds['SFTTrainer']:.1f} x SFTTrainer")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--conversations", required=True, help="jsonl file with a messages column")
@@ -102,6 +148,7 @@ def main():
         assert tokens == expected, f"{name} rendered {tokens} tokens, tiktoken {expected}"
         speed = f"{len(conversations) / seconds:8.0f} conversations/s {tokens / seconds / 1e6:6.2f}M tokens/s"
         print(f"{name:27} {speed} {baseline / seconds:6.2f} x tiktoken")
+    compare_preparation(arguments.tokenizer, conversations)
 
 
 if __name__ == "__main__":
