@@ -10,7 +10,6 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import datasets
@@ -40,6 +39,7 @@ from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.model.packed_attention import prepare_attention
 from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.model_card import save_model_card
+from chatsft.nanochat_origin import find_origin
 from chatsft.plan import Batching, describe_plan
 from chatsft.recipe import Recipe, load_recipe
 from chatsft.task_metrics import TaskMetrics
@@ -77,6 +77,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
         train_rendered = load_rendered("train_mixture", data.train_mixture, recipe, tokenizer)
         eval_rendered = load_rendered("eval_mixture", data.eval_mixture, recipe, tokenizer) if data.eval_mixture else None
     fingerprint = base_fingerprint(model, recipe.model)
+    origin = find_origin(recipe.model.model_name_or_path) if isinstance(model, GPTForCausalLM) else None
     if recipe.model.lora_r is not None:
         set_seed(args.seed)
         model = add_adapter(model, tokenizer, recipe.model)
@@ -97,6 +98,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
         eval_data_collator=evaluation and evaluation.collator,
         processing_class=tokenizer,
         callbacks=[ConsoleCallback, FinalEvaluation, *callbacks],
+        origin=None if recipe.model.lora_r else origin,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -112,7 +114,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
         save_base_record(args.output_dir, fingerprint)
     trainer.save_model()
     if recipe.model.merge_adapter and trainer.is_world_process_zero():
-        save_merged(trainer.model, tokenizer, Path(args.output_dir) / "merged")
+        save_merged(trainer.model, tokenizer, args.output_dir, origin)
     return trainer
 
 

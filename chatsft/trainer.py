@@ -15,6 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from chatsft.arguments import ChatArguments
 from chatsft.model.modeling_gpt import GPTForCausalLM
+from chatsft.nanochat_origin import EXTRA_FILE, Origin, save_origin
 from chatsft.optim.groups import parameter_groups
 from chatsft.optim.muon import MuonAdamW
 from chatsft.optim.schedule import lr_multiplier
@@ -36,8 +37,9 @@ class ChatTrainer(Trainer):
 
     args: ChatArguments
 
-    def __init__(self, *args, eval_data_collator=None, **kwargs):
+    def __init__(self, *args, eval_data_collator=None, origin: Origin | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        self.origin = origin
         self.eval_data_collator = eval_data_collator or self.data_collator
         self.supervised_tokens = torch.zeros((), dtype=torch.long)
         self.throughput = ThroughputMeter(self.model, self.args.world_size)
@@ -159,9 +161,16 @@ class ChatTrainer(Trainer):
         if self.is_world_process_zero():
             HfApi().auth_check(self.hub_model_id, write=True)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Save what nanochat kept beside the base too, so that any checkpoint goes back to nanochat."""
+        super()._save(output_dir, state_dict)
+        if self.origin is not None:
+            save_origin(self.origin, output_dir or self.args.output_dir)
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push the model's code too: Trainer copies the weights and the configuration out of a checkpoint and leaves the code."""
-        for path in Path(checkpoint_folder).glob("*.py") if self.is_world_process_zero() else []:
+        """Push the model's code too: Trainer copies the weights and the configuration out of a checkpoint and leaves the rest."""
+        folder = Path(checkpoint_folder)
+        for path in [*folder.glob("*.py"), *folder.glob(EXTRA_FILE)] if self.is_world_process_zero() else []:
             shutil.copy(path, self.args.output_dir)
         super()._push_from_checkpoint(checkpoint_folder)
 

@@ -15,7 +15,7 @@ LAYERS = (  # what stands higher may import what stands lower; neighbours in one
     ("model_card",),
     ("recipe",),
     ("trainer", "callbacks", "task_metrics", "adapters", "plan"),
-    ("arguments", "throughput", "curves"),
+    ("arguments", "throughput", "curves", "nanochat_origin"),
     ("evaluation",),
     ("data",),
     ("optim",),
