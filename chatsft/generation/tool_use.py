@@ -83,6 +83,7 @@ def generate_completions(
     streamer: BaseStreamer | None = None,
     repetition_penalty: float = 1.0,
     exponential_decay_length_penalty: tuple[int, float] | None = None,
+    keep_end: bool = False,
 ) -> list[list[list[int]]]:
     """Complete every prompt with tool use, in batches of similar length.
 
@@ -99,9 +100,10 @@ def generate_completions(
         repetition_penalty: above 1, makes tokens of the prompt and the completion less likely to come again (transformers' measure).
         exponential_decay_length_penalty: (start, factor): after `start` new tokens the end of the answer grows likelier by `factor` with
             each token (transformers' measure). transformers' `length_penalty` ranks beams, which tool use cannot have.
+        keep_end: leave the token that ended a row in the completion; one that was cut at max_new_tokens has none.
 
     Returns:
-        For each prompt its completions: generated ids without the prompt and without the token that ended the row.
+        For each prompt its completions: generated ids without the prompt and, unless `keep_end`, without the token that ended the row.
     """
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}; it may be 0 (greedy) or more.")
@@ -116,7 +118,7 @@ def generate_completions(
         generated = complete(model, tokenizer, ordered, max_new_tokens, sampling, batch_size or len(rows), streamer)
     completions = [[] for _ in prompts]
     for index, row in zip(rows, generated, strict=True):
-        completions[index].append(_cut_at(row, ControlTokens.of(tokenizer).terminal))
+        completions[index].append(_cut_at(row, ControlTokens.of(tokenizer).terminal, keep_end))
     return [drawn * (num_samples // num_draws) for drawn in completions]
 
 
@@ -213,13 +215,14 @@ def _pad_left(prompts: list[list[int]], pad: int) -> tuple[list[list[int]], list
     return input_ids, [[0] * num + [1] * (width - num) for num in missing]
 
 
-def _cut_at(ids: list[int], terminal: Sequence[int]) -> list[int]:
-    """Return the ids before the first terminal one.
+def _cut_at(ids: list[int], terminal: Sequence[int], keep_end: bool = False) -> list[int]:
+    """Return the ids before the first terminal one, or up to it.
 
-    >>> _cut_at([7, 8, 1, 0, 0], terminal=(1, 2))
-    [7, 8]
+    >>> _cut_at([7, 8, 1, 0, 0], terminal=(1, 2)), _cut_at([7, 8, 1, 0, 0], terminal=(1, 2), keep_end=True)
+    ([7, 8], [7, 8, 1])
     """
-    return ids[: next((position for position, token in enumerate(ids) if token in terminal), len(ids))]
+    end = next((position for position, token in enumerate(ids) if token in terminal), len(ids))
+    return ids[: end + keep_end]
 
 
 @contextmanager

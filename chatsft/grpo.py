@@ -1,0 +1,71 @@
+"""Reward a chat model for right answers (GRPO), with the tool in the loop.
+
+    accelerate launch -m chatsft.grpo recipes/grpo_gsm8k.yaml [key=value ...]
+
+TRL's GRPOTrainer does the learning. Rewards are the tasks' own scores, and keys of a recipe are those of TRL's GRPOConfig and
+of `chatsft/preference/arguments.py`.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from chatsft.arguments import ModelArguments
+from chatsft.callbacks import FinalEvaluation, set_verbosity
+from chatsft.preference.arguments import GRPOArguments, PromptArguments
+from chatsft.preference.console import RewardLines
+from chatsft.preference.policy import load_policy
+from chatsft.preference.prompts import load_prompts, task_reward
+from chatsft.preference.trainers import ToolGRPOTrainer
+from chatsft.recipe import Recipe, load_recipe
+from chatsft.run_folder import save_run
+
+ARGUMENTS = (ModelArguments, PromptArguments, GRPOArguments)
+CURVES = {"reward": "reward", "validation reward": "eval_reward"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; bad input ends it with one line on stderr and exit code 2, before anything is written."""
+    parser = argparse.ArgumentParser(prog="chatsft.grpo", description="Reward a chat model for right answers.", allow_abbrev=False)
+    parser.add_argument("recipe", help="YAML file; any key can follow as key=value or --key value")
+    options, overrides = parser.parse_known_args(argv)
+    try:
+        train(load_recipe(options.recipe, overrides, ARGUMENTS))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ToolGRPOTrainer:
+    """Train as the recipe says, save the model in output_dir, and return the trainer."""
+    args, data = recipe.training, recipe.data
+    set_verbosity()
+    prompts, tasks = load_prompts(data.train_mixture, data.data_root, "train_mixture")
+    eval_prompts, eval_tasks = load_prompts(data.eval_mixture, data.data_root, "eval_mixture") if data.eval_mixture else (None, [])
+    if eval_prompts is not None:  # judged after the training tasks, in one list
+        eval_prompts = eval_prompts.map(lambda row: {"judge": row["judge"] + len(tasks)})
+    policy = load_policy(recipe.model, args.seed, with_reference=False)
+    trainer = ToolGRPOTrainer(
+        model=policy.model,
+        reward_funcs=task_reward([*tasks, *eval_tasks], policy.tokenizer),
+        args=args,
+        train_dataset=prompts,
+        eval_dataset=eval_prompts,
+        processing_class=policy.tokenizer,
+        callbacks=[RewardLines, FinalEvaluation, *callbacks],
+    )
+    trainer.origin = policy.origin if recipe.model.lora_r is None else None
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    save_run(trainer, recipe, Counter(prompts["source"]), policy.origin, policy.fingerprint, CURVES)
+    return trainer
+
+
+if __name__ == "__main__":
+    sys.exit(main())
