@@ -43,9 +43,16 @@ def open_judge(entry: dict, place: str, data_root: str | Path | None) -> Task:
     if "task" not in entry:
         raise RecipeError(f"{place} has path {entry['path']!r}, but rewards come from a task's own score. Name a task, as GSM8K.")
     task = open_task(entry, data_root).task
-    if type(task).eval_type != "generative":
+    if not judges_text(task):
         raise RecipeError(f"{place}: {entry['task']} judges no written answers, so it gives no reward. Name a task that does, as GSM8K.")
     return task
+
+
+def judges_text(task: Task) -> bool:
+    try:
+        return task.eval_type == "generative"
+    except NotImplementedError:  # can only be trained on
+        return False
 
 
 def task_reward(tasks: Sequence[Task], tokenizer: GPTTokenizer) -> Callable[..., list[float]]:
