@@ -193,11 +193,3 @@ def test_another_chat_format_is_refused(tmp_path, capsys, program):
 def test_samplers_that_our_generation_has_not_are_refused(model, tmp_path, capsys):
     assert grpo.main([str(save_recipe(tmp_path, model, **GRPO, top_p=0.9, use_vllm=True))]) == 2
     assert "top_p, use_vllm has no effect" in capsys.readouterr().err
-
-
-def test_the_shipped_recipes_are_read():
-    recipes = Path(__file__).parents[2] / "recipes"
-    for program, names in ((grpo, ("grpo_gsm8k", "quickstart_grpo")), (dpo, ("dpo", "quickstart_dpo"))):
-        for name in names:
-            recipe = load_recipe(recipes / f"{name}.yaml", ["use_cpu=true", "bf16=false"], program.ARGUMENTS)
-            assert recipe.data.train_mixture
