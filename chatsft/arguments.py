@@ -96,8 +96,8 @@ class DataArguments:
 
 
 @dataclass
-class OptimizerArguments:
-    """nanochat's optimizer and schedule, for every kind of training: a base of dataclasses that are TrainingArguments too.
+class RunArguments:
+    """What every kind of training takes: nanochat's optimizer and schedule, and tasks to score. A base beside TrainingArguments.
 
     Args:
         optimizer: muon_2025, muon_2026 or adamw.
@@ -161,7 +161,7 @@ class OptimizerArguments:
 
 
 @dataclass
-class ChatArguments(OptimizerArguments, TrainingArguments):
+class ChatArguments(RunArguments, TrainingArguments):
     """transformers' TrainingArguments, with nanochat's optimizer and the defaults that sameness with nanochat needs.
 
     Args:
@@ -202,7 +202,7 @@ def _changed(arguments: ModelArguments) -> list[str]:
     return [entry.name for entry in fields(arguments) if getattr(arguments, entry.name) != entry.default]
 
 
-def _check_hub(args: OptimizerArguments) -> None:
+def _check_hub(args: RunArguments) -> None:
     """Find out before hours of training what the upload at their end would lack."""
     if args.hub_model_id is None:
         raise RecipeError("push_to_hub is set, but not where to. Set hub_model_id to a name on the Hub, as you/your-model.")
@@ -214,7 +214,7 @@ def _check_hub(args: OptimizerArguments) -> None:
         raise RecipeError("push_to_hub is set, but there is no token to write with. Run hf auth login, set HF_TOKEN, or set hub_token.")
 
 
-def _check_eval_tasks(args: OptimizerArguments) -> None:
+def _check_eval_tasks(args: RunArguments) -> None:
     if args.eval_tasks is not None and not (args.eval_tasks and all(isinstance(name, str) for name in args.eval_tasks)):
         raise RecipeError(f"eval_tasks is {args.eval_tasks!r}; it is a list of task names, as [MMLU, ARC-Easy].")
     if args.eval_metrics_every < 1:

@@ -8,12 +8,10 @@ wrong one. Keys of a recipe are those of TRL's DPOConfig and of `chatsft/prefere
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import TrainerCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from chatsft.arguments import ModelArguments
 from chatsft.callbacks import FinalEvaluation, set_verbosity
@@ -21,9 +19,9 @@ from chatsft.preference.arguments import DPOArguments, PairArguments
 from chatsft.preference.console import RewardLines
 from chatsft.preference.pairs import PairCollator, load_pairs
 from chatsft.preference.policy import load_policy
+from chatsft.preference.run import load_eval_tasks, run
 from chatsft.preference.trainers import PairDPOTrainer
 from chatsft.recipe import Recipe, load_recipe
-from chatsft.run_folder import save_run
 
 ARGUMENTS = (ModelArguments, PairArguments, DPOArguments)
 CURVES = {
@@ -53,6 +51,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> PairDPOT
     """Train as the recipe says, save the model in output_dir, and return the trainer."""
     args, data = recipe.training, recipe.data
     set_verbosity()
+    eval_tasks = load_eval_tasks(recipe)
     policy = load_policy(recipe.model, args.seed, with_reference=True)
     folders = [recipe.folder, Path(), *([Path(data.data_root)] if data.data_root else [])]
     writer, tokenizer = policy.reference.to(args.device), policy.tokenizer
@@ -68,11 +67,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> PairDPOT
         processing_class=tokenizer,
         callbacks=[RewardLines, FinalEvaluation, *callbacks],
     )
-    trainer.origin = policy.origin if recipe.model.lora_r is None else None
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    save_run(trainer, recipe, Counter(pairs["source"]), policy.origin, policy.fingerprint, CURVES)
+    run(trainer, recipe, policy, eval_tasks, pairs["source"], CURVES)
     return trainer
 
 

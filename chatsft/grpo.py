@@ -8,11 +8,9 @@ of `chatsft/preference/arguments.py`.
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Sequence
 
 from transformers import TrainerCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from chatsft.arguments import ModelArguments
 from chatsft.callbacks import FinalEvaluation, set_verbosity
@@ -20,9 +18,9 @@ from chatsft.preference.arguments import GRPOArguments, PromptArguments
 from chatsft.preference.console import RewardLines
 from chatsft.preference.policy import load_policy
 from chatsft.preference.prompts import load_prompts, task_reward
+from chatsft.preference.run import load_eval_tasks, run
 from chatsft.preference.trainers import ToolGRPOTrainer
 from chatsft.recipe import Recipe, load_recipe
-from chatsft.run_folder import save_run
 
 ARGUMENTS = (ModelArguments, PromptArguments, GRPOArguments)
 CURVES = {"reward": "reward", "validation reward": "eval_reward"}
@@ -45,25 +43,22 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ToolGRPO
     """Train as the recipe says, save the model in output_dir, and return the trainer."""
     args, data = recipe.training, recipe.data
     set_verbosity()
-    prompts, tasks = load_prompts(data.train_mixture, data.data_root, "train_mixture")
-    eval_prompts, eval_tasks = load_prompts(data.eval_mixture, data.data_root, "eval_mixture") if data.eval_mixture else (None, [])
+    eval_tasks = load_eval_tasks(recipe)
+    prompts, judges = load_prompts(data.train_mixture, data.data_root, "train_mixture")
+    eval_prompts, eval_judges = load_prompts(data.eval_mixture, data.data_root, "eval_mixture") if data.eval_mixture else (None, [])
     if eval_prompts is not None:  # judged after the training tasks, in one list
-        eval_prompts = eval_prompts.map(lambda row: {"judge": row["judge"] + len(tasks)})
+        eval_prompts = eval_prompts.map(lambda row: {"judge": row["judge"] + len(judges)})
     policy = load_policy(recipe.model, args.seed, with_reference=False)
     trainer = ToolGRPOTrainer(
         model=policy.model,
-        reward_funcs=task_reward([*tasks, *eval_tasks], policy.tokenizer),
+        reward_funcs=task_reward([*judges, *eval_judges], policy.tokenizer),
         args=args,
         train_dataset=prompts,
         eval_dataset=eval_prompts,
         processing_class=policy.tokenizer,
         callbacks=[RewardLines, FinalEvaluation, *callbacks],
     )
-    trainer.origin = policy.origin if recipe.model.lora_r is None else None
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    save_run(trainer, recipe, Counter(prompts["source"]), policy.origin, policy.fingerprint, CURVES)
+    run(trainer, recipe, policy, eval_tasks, prompts["source"], CURVES)
     return trainer
 
 

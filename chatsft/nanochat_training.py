@@ -8,7 +8,7 @@ from accelerate.utils.modeling import is_peft_model
 from huggingface_hub import HfApi
 from torch.optim.lr_scheduler import LambdaLR
 
-from chatsft.arguments import OptimizerArguments
+from chatsft.arguments import RunArguments
 from chatsft.nanochat_origin import EXTRA_FILE, Origin, save_origin
 from chatsft.optim.groups import parameter_groups
 from chatsft.optim.muon import MuonAdamW
@@ -16,13 +16,13 @@ from chatsft.optim.schedule import lr_multiplier
 
 
 class NanochatTraining:
-    """Goes before transformers' Trainer, or one of TRL's, in the bases of a trainer whose args are OptimizerArguments.
+    """Goes before transformers' Trainer, or one of TRL's, in the bases of a trainer whose args are RunArguments.
 
     Args:
         origin: what nanochat kept beside the base, set before training where there is any.
     """
 
-    args: OptimizerArguments
+    args: RunArguments
     origin: Origin | None = None
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from chatsft.arguments import ChatArguments, DataArguments, ModelArguments, OptimizerArguments, RecipeError
+from chatsft.arguments import ChatArguments, DataArguments, ModelArguments, RecipeError, RunArguments
 
 REPLACED = {
     "learning_rate": "matrix_lr, embedding_lr, unembedding_lr and scalar_lr",
@@ -30,7 +30,7 @@ class Recipe(typing.NamedTuple):
 
     model: ModelArguments
     data: typing.Any  # DataArguments, or what another program's recipes say of their data
-    training: OptimizerArguments
+    training: RunArguments
     folder: Path
     settings: dict
 

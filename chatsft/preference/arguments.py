@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from trl import DPOConfig, GRPOConfig
 
-from chatsft.arguments import OptimizerArguments, RecipeError
+from chatsft.arguments import RecipeError, RunArguments
 
 
 @dataclass
@@ -51,7 +51,7 @@ class PairArguments:
 
 
 @dataclass
-class GRPOArguments(OptimizerArguments, GRPOConfig):
+class GRPOArguments(RunArguments, GRPOConfig):
     """TRL's GRPOConfig with nanochat's optimizer, and as plain as our other programs: no bfloat16 or checkpointing unless asked for."""
 
     bf16: bool | None = False
@@ -68,7 +68,7 @@ class GRPOArguments(OptimizerArguments, GRPOConfig):
 
 
 @dataclass
-class DPOArguments(OptimizerArguments, DPOConfig):
+class DPOArguments(RunArguments, DPOConfig):
     """TRL's DPOConfig with nanochat's optimizer, and as plain as our other programs: no bfloat16 or checkpointing unless asked for."""
 
     bf16: bool | None = False

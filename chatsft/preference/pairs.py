@@ -15,12 +15,13 @@ from chatsft.data.conversations import find_path, load_folder, load_from_hub, re
 from chatsft.data.entries import check_entry
 from chatsft.data.formats import describe
 from chatsft.data.mixture import pick_rows
+from chatsft.evaluation.task_evaluation import evaluating
 from chatsft.generation.tool_state import sampled_mask
 from chatsft.generation.tool_use import generate_completions, max_prompt_tokens
 from chatsft.model.tokenization_gpt import ConversationError, GPTTokenizer
 from chatsft.preference.arguments import PairArguments
 from chatsft.preference.prompts import load_prompts, score
-from chatsft.preference.rollout import generating, render_prompts
+from chatsft.preference.rollout import render_prompts
 
 SAMPLED_TOGETHER = 256
 """Answers written at a time."""
@@ -68,7 +69,7 @@ def draw_answers(prompts: list[list[int]], data: PairArguments, model: PreTraine
     """
     size, state = max(1, SAMPLED_TOGETHER // data.num_samples), PartialState()
     drawn = []
-    with generating(model):
+    with evaluating(model), torch.no_grad():
         for start in range(state.process_index * size, len(prompts), state.num_processes * size):
             completions = generate_completions(
                 model,

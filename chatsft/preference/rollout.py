@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils.modeling import is_peft_model
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
+from chatsft.evaluation.model_copy import copy_for_evaluation, refresh_copy
+from chatsft.evaluation.task_evaluation import evaluating
 from chatsft.generation.tool_state import sampled_mask
 from chatsft.generation.tool_use import generate_completions, max_prompt_tokens
 from chatsft.model.tokenization_gpt import GPTTokenizer
@@ -21,7 +24,7 @@ def rollout(prompts: list[list[dict]], trainer: GRPOTrainer) -> dict[str, list]:
         these tokens are not the model's own, and TRL leaves them out of the loss. `logprobs` is None: the answers are the model's of now.
     """
     tokenizer, limit = trainer.processing_class, trainer.max_completion_length
-    with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, generating(model):
+    with answering(trainer) as model, evaluating(model), torch.no_grad():
         prompt_ids = render_prompts(prompts, tokenizer, max_prompt_tokens(model.config, limit))
         completions = generate_completions(
             model,
@@ -45,12 +48,18 @@ def render_prompts(prompts: list[list[dict]], tokenizer: GPTTokenizer, max_token
 
 
 @contextmanager
-def generating(model: PreTrainedModel) -> Iterator[None]:
-    """Put a model that is in training into evaluation mode, without gradients, for a while."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
+def answering(trainer: GRPOTrainer) -> Iterator[PreTrainedModel]:
+    """Lend the model as it is now, to write with.
+
+    In bfloat16 that is a copy, kept and brought up to date from rollout to rollout: under autocast every token would round all weights
+    anew, and what the decode loop captured for the copy goes on serving.
+    """
+    if not trainer.args.bf16 or is_peft_model(trainer.model):
+        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model, trainer.accelerator.autocast():
+            yield model
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    if trainer.writer is None:
+        trainer.writer = copy_for_evaluation(model, torch.bfloat16)
+    refresh_copy(trainer.writer, model)
+    yield trainer.writer

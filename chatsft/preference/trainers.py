@@ -3,6 +3,7 @@
 import warnings
 
 from datasets import Dataset
+from transformers import PreTrainedModel
 from trl import DPOTrainer, GRPOTrainer
 
 from chatsft.nanochat_training import NanochatTraining
@@ -14,6 +15,8 @@ warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", F
 
 class ToolGRPOTrainer(NanochatTraining, GRPOTrainer):
     """GRPO on answers written with the tool in the loop. Takes what TRL's trainer takes but `rollout_func`, with `GRPOArguments`."""
+
+    writer: PreTrainedModel | None = None  # the copy that answers in bfloat16
 
     def __init__(self, *args, **kwargs):
         with warnings.catch_warnings():

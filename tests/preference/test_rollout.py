@@ -1,5 +1,6 @@
 """Rollouts are written with the tool in the loop, and what the tool said is marked as not the model's own."""
 
+import copy
 from types import SimpleNamespace
 
 import torch
@@ -15,7 +16,10 @@ PROMPTS = [conversation["messages"][:-1] for conversation in RECORDED["spellingb
 def trainer(model: GPTForCausalLM, limit: int) -> SimpleNamespace:
     """Return what a rollout looks at of TRL's trainer."""
     settings = {"max_completion_length": limit, "temperature": 0.0, "top_k": 0, "repetition_penalty": 1.0}
-    return SimpleNamespace(processing_class=load_tokenizer(), model_wrapped=model, accelerator=Accelerator(cpu=True), **settings)
+    args = SimpleNamespace(bf16=False)
+    return SimpleNamespace(
+        processing_class=load_tokenizer(), model=model, model_wrapped=model, accelerator=Accelerator(cpu=True), args=args, **settings
+    )
 
 
 def test_a_rollout_is_the_recorded_generation_with_its_end_and_a_mask_over_tool_output():
@@ -50,6 +54,21 @@ def test_prompts_are_those_of_the_evaluation_and_lose_their_beginning_where_too_
     assert prompt == tokenizer.render_for_completion({"messages": [*PROMPTS[0], {"role": "assistant", "content": ""}]})
     assert render_prompts(PROMPTS[:1], tokenizer, 4) == [prompt[-4:]]
     assert all(isinstance(token, int) for token in prompt)
+
+
+def test_in_bfloat16_a_copy_answers_that_follows_the_model():
+    model = copy.deepcopy(load_model())
+    lender = trainer(model, 4)
+    lender.args.bf16, lender.writer = True, None
+    rollout(PROMPTS[:1], lender)
+    first = lender.writer
+    assert {parameter.dtype for parameter in first.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        model.lm_head.weight.neg_()
+    rollout(PROMPTS[:1], lender)
+    assert lender.writer is first
+    assert torch.equal(first.lm_head.weight, model.lm_head.weight.bfloat16())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 def test_a_rollout_needs_no_gradient():

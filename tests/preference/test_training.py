@@ -111,6 +111,18 @@ def test_grpo_steps_nanochats_groups_at_falling_rates_and_leaves_a_chat_model(mo
     assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 2
 
 
+@pytest.mark.parametrize("run", [run_grpo, run_dpo])
+def test_tasks_are_scored_during_training_as_chatsft_eval_scores_them(model, tmp_path, monkeypatch, run):
+    fixed_answers(monkeypatch)
+    trainer = run(tmp_path, model, eval_tasks=["Arithmetic"], eval_max_problems=3)
+    assert [log["step"] for log in trainer.state.log_history if "arithmetic_acc" in log] == [0, 1]
+
+
+def test_tasks_of_an_adapter_are_scored_afterwards(model, tmp_path, capsys):
+    assert grpo.main([str(save_recipe(tmp_path, model, **GRPO, lora_r=2, eval_tasks=["Arithmetic"]))]) == 2
+    assert "run chatsft.eval on output_dir" in capsys.readouterr().err
+
+
 def test_dpo_starts_at_the_reference_and_learns_the_preference(model, tmp_path, monkeypatch):
     fixed_answers(monkeypatch)
     trainer = run_dpo(tmp_path, model, max_steps=4, eval_mixture=[SUMS], eval_strategy="steps", eval_steps=100)
