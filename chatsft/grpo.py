@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 from transformers import TrainerCallback
 
-from chatsft.arguments import ModelArguments
+from chatsft.arguments import ModelArguments, RecipeError
 from chatsft.callbacks import FinalEvaluation, set_verbosity
+from chatsft.model.nanochat_checkpoint import is_nanochat_checkpoint
 from chatsft.preference.arguments import GRPOArguments, PromptArguments
 from chatsft.preference.console import RewardLines
 from chatsft.preference.policy import load_policy
@@ -48,6 +49,10 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ToolGRPO
     eval_prompts, eval_judges = load_prompts(data.eval_mixture, data.data_root, "eval_mixture") if data.eval_mixture else (None, [])
     if eval_prompts is not None:  # judged after the training tasks, in one list
         eval_prompts = eval_prompts.map(lambda row: {"judge": row["judge"] + len(judges)})
+    if args.beta and is_nanochat_checkpoint(recipe.model.model_name_or_path):
+        raise RecipeError(
+            "beta needs a reference model, which TRL loads from a saved model. Convert the checkpoint first: chatsft.convert to-hf."
+        )
     policy = load_policy(recipe.model, args.seed, with_reference=False)
     trainer = ToolGRPOTrainer(
         model=policy.model,

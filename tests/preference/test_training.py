@@ -202,6 +202,23 @@ def test_another_chat_format_is_refused(tmp_path, capsys, program):
     assert "does not know nanochat's chat format" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("settings", [{}, {"lora_r": 2, "lora_dropout": 0.0, "merge_adapter": True}], ids=["model", "adapter"])
+def test_beta_keeps_a_reward_near_the_model_before_training(model, tmp_path, monkeypatch, settings):
+    fixed_answers(monkeypatch)
+    trainer = run_grpo(tmp_path, model, beta=0.1, max_steps=2, **settings)
+    first, second = (log["kl"] for log in trainer.state.log_history if "kl" in log)
+    assert first == pytest.approx(0.0, abs=1e-6)
+    assert second > 1e-6
+    load_chat_model(str(tmp_path / "out"), **CPU)
+
+
+def test_beta_needs_a_saved_model(tmp_path, capsys):
+    tokenizer = {"tokenizer_path": str(FIXTURES / "evaluation" / "tokenizer")}
+    recipe = save_recipe(tmp_path, FIXTURES / "engine" / "gen_model", **GRPO, beta=0.1, **tokenizer)
+    assert grpo.main([str(recipe)]) == 2
+    assert "Convert the checkpoint first" in capsys.readouterr().err
+
+
 def test_samplers_that_our_generation_has_not_are_refused(model, tmp_path, capsys):
     assert grpo.main([str(save_recipe(tmp_path, model, **GRPO, top_p=0.9, use_vllm=True))]) == 2
     assert "top_p, use_vllm has no effect" in capsys.readouterr().err
