@@ -1,6 +1,7 @@
 """Adapters: LoRA, DoRA and QLoRA through peft, by recipe keys. peft is an optional extra (pip install chatsft[peft])."""
 
 import json
+import shutil
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,10 +9,12 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer import TRAINER_STATE_NAME
 
 from chatsft.arguments import ModelArguments, RecipeError
 from chatsft.model.fingerprint import weights_fingerprint
 from chatsft.model.loading import BASE_RECORD, is_adapter
+from chatsft.nanochat_origin import Origin, save_origin
 
 
 def check_adapter_arguments(model_args: ModelArguments) -> None:
@@ -112,7 +115,11 @@ def save_base_record(folder: str | Path, fingerprint: str | None) -> None:
         (Path(folder) / BASE_RECORD).write_text(json.dumps({"weights_fingerprint": fingerprint}) + "\n")
 
 
-def save_merged(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Merge an adapter into its base, for good, and save the whole as an ordinary model."""
+def save_merged(model: nn.Module, tokenizer: PreTrainedTokenizerBase, adapter_folder: str | Path, origin: Origin | None = None) -> None:
+    """Merge an adapter into its base, for good, and save the whole as an ordinary model in `merged/` of the adapter's folder."""
+    folder = Path(adapter_folder) / "merged"
     model.merge_and_unload().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    shutil.copy(Path(adapter_folder) / TRAINER_STATE_NAME, folder)  # tells to-nanochat that it was trained, and how long
+    if origin is not None:
+        save_origin(origin, folder)

@@ -96,8 +96,8 @@ class DataArguments:
 
 
 @dataclass
-class ChatArguments(TrainingArguments):
-    """transformers' TrainingArguments, with nanochat's optimizer and the defaults that sameness with nanochat needs.
+class RunArguments:
+    """What every kind of training takes: nanochat's optimizer and schedule, and tasks to score. A base beside TrainingArguments.
 
     Args:
         optimizer: muon_2025, muon_2026 or adamw.
@@ -109,14 +109,6 @@ class ChatArguments(TrainingArguments):
         init_lr_frac: factor on every rate.
         warmdown_ratio: share of the updates over which the rates fall; 1 is nanochat's linear decay of 2025.
         final_lr_frac: what the rates fall to.
-        loss_average: "token", over the supervised tokens of a step, or "micro_batch", nanochat's mean of means.
-        torch_compile: compile the layers for training (Trainer itself would compile the whole model, evaluation included).
-        compile_scope: what torch_compile takes at a time: "layer", quick to compile at every depth, or "stack", all layers as one, which
-            compiles for longer and spares the host about a millisecond a layer and step: for small models and short runs of many steps.
-        activation_memory_budget: with torch_compile, the share of the activations that is kept for the backward pass; below 1 the cheap
-            ones are computed again (docs/benchmarks.md has memory and speed).
-        dry_run: print the plan (rows, updates, memory, time) and stop before training.
-        gpu_hour_price: what an hour of a GPU costs, for the plan.
         muon_precision: "bfloat16" or "float32" for Muon's matrix products; by default bfloat16 on a GPU.
         eval_tasks: tasks to score during training, by name; nanochat's are [MMLU, ARC-Easy].
         eval_metrics_every: updates between these scores; there are some before the first and after the last update too.
@@ -132,24 +124,15 @@ class ChatArguments(TrainingArguments):
     init_lr_frac: float = 1.0
     warmdown_ratio: float = 1.0
     final_lr_frac: float = 0.0
-    loss_average: str = "token"
-    dry_run: bool = False
-    gpu_hour_price: float | None = None
-    compile_scope: str = "layer"
-    activation_memory_budget: float = 1.0
     muon_precision: str | None = None
     eval_tasks: list | None = None
     eval_metrics_every: int = 200
     eval_max_problems: int | dict | None = field(default_factory=lambda: {"categorical": 1024, "generative": 64})
-    # Batches go to the GPU while it works on the one before.
-    accelerator_config: dict | str | None = field(default_factory=lambda: {"non_blocking": True})
-    # The mixture is shuffled already, and nanochat neither clips gradients nor hides a NaN.
+    # nanochat neither clips gradients nor hides a NaN.
     max_grad_norm: float = 0.0
-    train_sampling_strategy: str = "sequential"
     remove_unused_columns: bool = False
     logging_nan_inf_filter: bool = False
     ddp_find_unused_parameters: bool | None = False
-    label_names: list[str] | None = field(default_factory=lambda: ["labels"])
     num_train_epochs: float = 1.0
     logging_steps: float = 1
     report_to: str | list[str] | None = "none"
@@ -157,19 +140,12 @@ class ChatArguments(TrainingArguments):
     resume_from_checkpoint: str | bool | None = None
 
     def __post_init__(self):
-        self.compile_layers, self.torch_compile = self.torch_compile, False
         super().__post_init__()
         _check_choice("optimizer", self.optimizer, ("muon_2025", "muon_2026", "adamw"))
         _check_choice("lora_optimizer", self.lora_optimizer, ("muon_2025", "muon_2026", "adamw"))
-        _check_choice("loss_average", self.loss_average, ("token", "micro_batch"))
-        _check_choice("compile_scope", self.compile_scope, ("layer", "stack"))
         _check_eval_tasks(self)
-        if not 0 <= self.activation_memory_budget <= 1:
-            raise RecipeError(f"activation_memory_budget is {self.activation_memory_budget}; it is a share, from 0 to 1.")
         if self.per_device_train_batch_size < 1:
             raise RecipeError(f"per_device_train_batch_size is {self.per_device_train_batch_size}; it must be at least 1.")
-        if self.label_smoothing_factor:
-            raise RecipeError("label_smoothing_factor is set, but the loss on trained positions is not smoothed. Leave it out.")
         if self.push_to_hub:
             _check_hub(self)
 
@@ -184,12 +160,49 @@ class ChatArguments(TrainingArguments):
         return min(super().n_gpu, 1)
 
 
+@dataclass
+class ChatArguments(RunArguments, TrainingArguments):
+    """transformers' TrainingArguments, with nanochat's optimizer and the defaults that sameness with nanochat needs.
+
+    Args:
+        loss_average: "token", over the supervised tokens of a step, or "micro_batch", nanochat's mean of means.
+        torch_compile: compile the layers for training (Trainer itself would compile the whole model, evaluation included).
+        compile_scope: what torch_compile takes at a time: "layer", quick to compile at every depth, or "stack", all layers as one, which
+            compiles for longer and spares the host about a millisecond a layer and step: for small models and short runs of many steps.
+        activation_memory_budget: with torch_compile, the share of the activations that is kept for the backward pass; below 1 the cheap
+            ones are computed again (docs/benchmarks.md has memory and speed).
+        dry_run: print the plan (rows, updates, memory, time) and stop before training.
+        gpu_hour_price: what an hour of a GPU costs, for the plan.
+    """
+
+    loss_average: str = "token"
+    dry_run: bool = False
+    gpu_hour_price: float | None = None
+    compile_scope: str = "layer"
+    activation_memory_budget: float = 1.0
+    # Batches go to the GPU while it works on the one before.
+    accelerator_config: dict | str | None = field(default_factory=lambda: {"non_blocking": True})
+    # The mixture is shuffled already.
+    train_sampling_strategy: str = "sequential"
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"])
+
+    def __post_init__(self):
+        self.compile_layers, self.torch_compile = self.torch_compile, False
+        super().__post_init__()
+        _check_choice("loss_average", self.loss_average, ("token", "micro_batch"))
+        _check_choice("compile_scope", self.compile_scope, ("layer", "stack"))
+        if not 0 <= self.activation_memory_budget <= 1:
+            raise RecipeError(f"activation_memory_budget is {self.activation_memory_budget}; it is a share, from 0 to 1.")
+        if self.label_smoothing_factor:
+            raise RecipeError("label_smoothing_factor is set, but the loss on trained positions is not smoothed. Leave it out.")
+
+
 def _changed(arguments: ModelArguments) -> list[str]:
     """List the settings that are not at their defaults."""
     return [entry.name for entry in fields(arguments) if getattr(arguments, entry.name) != entry.default]
 
 
-def _check_hub(args: ChatArguments) -> None:
+def _check_hub(args: RunArguments) -> None:
     """Find out before hours of training what the upload at their end would lack."""
     if args.hub_model_id is None:
         raise RecipeError("push_to_hub is set, but not where to. Set hub_model_id to a name on the Hub, as you/your-model.")
@@ -201,7 +214,7 @@ def _check_hub(args: ChatArguments) -> None:
         raise RecipeError("push_to_hub is set, but there is no token to write with. Run hf auth login, set HF_TOKEN, or set hub_token.")
 
 
-def _check_eval_tasks(args: ChatArguments) -> None:
+def _check_eval_tasks(args: RunArguments) -> None:
     if args.eval_tasks is not None and not (args.eval_tasks and all(isinstance(name, str) for name in args.eval_tasks)):
         raise RecipeError(f"eval_tasks is {args.eval_tasks!r}; it is a list of task names, as [MMLU, ARC-Easy].")
     if args.eval_metrics_every < 1:

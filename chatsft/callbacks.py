@@ -1,6 +1,10 @@
 """What a run prints, and the evaluation after its last step."""
 
+import logging
+
+import datasets
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.utils import logging as transformers_logging
 
 
 class ConsoleCallback(TrainerCallback):
@@ -39,3 +43,11 @@ class FinalEvaluation(TrainerCallback):
     def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if args.eval_strategy == "steps" and state.global_step >= state.max_steps:
             control.should_evaluate = True
+
+
+def set_verbosity() -> None:
+    """Leave the console to the run's own lines."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    transformers_logging.set_verbosity_warning()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils.logging import disable_progress_bar
 
+from chatsft.generation.penalties import add_penalties, check_penalties
 from chatsft.generation.tool_use import generate_completions, max_prompt_tokens
 from chatsft.model.loading import load_chat_model
 from chatsft.model.tokenization_gpt import GPTTokenizer
@@ -124,6 +125,8 @@ class Chat:
             top_k=options.top_k,
             seed=None if options.seed is None else options.seed + len(conversation.turns),
             streamer=ConsoleStreamer(conversation.tokenizer, sys.stdout),
+            repetition_penalty=options.repetition_penalty,
+            exponential_decay_length_penalty=options.exponential_decay_length_penalty,
         )
         conversation.turns.append((message, answer))
         if len(answer) == options.max_new_tokens:
@@ -178,14 +181,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("checkpoint", help="folder written by save_pretrained, Hub id, or nanochat checkpoint folder")
     parser.add_argument("--tokenizer_path", help="another tokenizer; for a nanochat checkpoint the folder of tokenizer.pkl")
     parser.add_argument("--prompt", help="answer this once, to stdout, and exit")
+    parser.add_argument("--system", default="", metavar="TEXT", help="a system text, put in front of the first message")
     parser.add_argument("--temperature", type=float, default=0.6, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--top_k", type=int, default=50, help="sample among the most likely tokens, 0 is all (default: %(default)s)")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="longest answer (default: %(default)s)")
+    add_penalties(parser)
     parser.add_argument("--seed", type=int, help="make the answers repeatable")
     parser.add_argument("--device", type=_usable_device, default=_default_device(), help="default: %(default)s")
     options = parser.parse_args(argv)
     if options.temperature < 0 or options.top_k < 0 or options.max_new_tokens < 1:
         parser.error("--temperature and --top_k may be 0 or more, --max_new_tokens 1 or more")
+    check_penalties(parser, options)
     return options
 
 
@@ -206,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     dtype = torch.bfloat16 if options.device.type == "cuda" else torch.float32
     try:
         model, tokenizer = load_chat_model(options.checkpoint, options.tokenizer_path, device=options.device, dtype=dtype)
-        conversation = Conversation(tokenizer, max_prompt_tokens(model.config, options.max_new_tokens))
+        conversation = Conversation(tokenizer, max_prompt_tokens(model.config, options.max_new_tokens), options.system)
         chat = Chat(model, conversation, options)
         if options.prompt is None:
             chat.run()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 VERBS = {
     "train": "fine-tune a base model into a chat model",
+    "dpo": "teach a chat model to prefer one answer to another",
+    "grpo": "reward a chat model for right answers",
     "eval": "evaluate a model on chat tasks",
     "chat": "talk to a model",
     "serve": "serve a model over HTTP",

@@ -6,47 +6,32 @@ python -m chatsft.convert to-transformers HF_DIR OUT
 """
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from transformers import GenerationConfig, NanoChatConfig, NanoChatForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from chatsft import __version__
 from chatsft.model.conversation import CHAT_TEMPLATE
 from chatsft.model.loading import set_special_tokens
-from chatsft.model.nanochat_checkpoint import NanochatCheckpoint, build_model, is_nanochat_checkpoint, load_nanochat_checkpoint
+from chatsft.model.nanochat_checkpoint import NanochatCheckpoint, build_model, load_nanochat_checkpoint
 from chatsft.model.nanochat_export import model_fields, nanochat_tensors, save_nanochat_checkpoint, sft_meta
 from chatsft.model.nanochat_tokenizer import build_tokenizer, load_nanochat_tokenizer, save_nanochat_tokenizer
 from chatsft.model.saved_model import SavedModel, load_config, read_json, read_saved_model
 from chatsft.model.transformers_nanochat import rename_tensors, transformers_nanochat_config
 from chatsft.model.weights_index import save_weights_index
-
-EXTRA_FILE = "nanochat_extra.safetensors"
-"""What nanochat keeps and the model has no place for: padding rows, original dtypes, the meta file, the step."""
+from chatsft.nanochat_origin import EXTRA_FILE, NOTHING, Origin, find_origin, save_origin
 
 DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class ConvertError(ValueError):
     """A conversion that is refused, with what is wrong and what to do."""
-
-
-class Origin(NamedTuple):
-    """What nanochat had beside the weights: see `NanochatCheckpoint`; dtypes by our names."""
-
-    padding: dict[str, torch.Tensor]
-    dtypes: dict[str, torch.dtype]
-    meta: dict | None
-    step: int
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,8 +74,8 @@ def convert_to_hf(
     with _complete_or_absent(output_folder) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        _save_extra(checkpoint, folder / EXTRA_FILE)
-        save_weights_index(folder)
+        dtypes = {name: tensor.dtype for name, tensor in checkpoint.state_dict.items()}
+        save_origin(Origin(checkpoint.padding, dtypes, checkpoint.meta, checkpoint.step), folder)
 
 
 def common_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:
@@ -171,23 +156,10 @@ def convert_to_transformers(model_folder: str | Path, output_folder: str | Path)
 
 def read_origin(folder: Path, required: bool = False) -> Origin:
     """Read what nanochat kept beside the weights: from the extra file of a converted model, or off a nanochat checkpoint."""
-    if is_nanochat_checkpoint(folder):
-        checkpoint = load_nanochat_checkpoint(folder)
-        dtypes = {name: tensor.dtype for name, tensor in checkpoint.state_dict.items()}
-        return Origin(checkpoint.padding, dtypes, checkpoint.meta, checkpoint.step)
-    path = folder / EXTRA_FILE
-    if not path.is_file():
-        if required:
-            raise ConvertError(f"{folder} holds neither {EXTRA_FILE} (a converted model) nor model_<step>.pt (a nanochat checkpoint).")
-        return Origin({}, {}, None, 0)
-    try:
-        with safe_open(path, "pt") as file:
-            metadata, padding = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-        dtypes = {name: _torch_dtype(dtype) for name, dtype in json.loads(metadata["dtypes"]).items()}
-        meta, step = json.loads(metadata["meta"]), int(metadata["step"])
-        return Origin(padding, dtypes, {**meta, "model_config": {**meta["model_config"]}}, step)
-    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:  # damaged metadata
-        raise ConvertError(f"{path} cannot be read ({error}). Copy it again, or remove it: padding rows are zeros then.") from error
+    origin = find_origin(folder)
+    if origin is None and required:
+        raise ConvertError(f"{folder} holds neither {EXTRA_FILE} (a converted model) nor model_<step>.pt (a nanochat checkpoint).")
+    return origin or NOTHING
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -246,13 +218,6 @@ def _check_origin(origin: Origin, model: SavedModel, place: str | Path) -> None:
         raise ConvertError(f"{place} belongs to another model: {', '.join(differing)}. Pass --base with the folder training began with.")
 
 
-def _torch_dtype(name: str) -> torch.dtype:
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in dtypes:
-        raise ValueError(f"unknown dtype {name!r}")
-    return dtypes[name]
-
-
 def _trained_meta(fields: dict, state_file: Path) -> dict:
     """Return the meta of a fine-tuned model, with the figures that Trainer left in trainer_state.json."""
     state = read_json(state_file)
@@ -278,13 +243,6 @@ def _complete_or_absent(output_folder: Path) -> Iterator[Path]:
         folder.mkdir()
         yield folder
         folder.replace(output_folder)
-
-
-def _save_extra(checkpoint: NanochatCheckpoint, path: Path) -> None:
-    """Keep beside the weights what restores nanochat's files exactly; from_pretrained never reads it."""
-    dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in checkpoint.state_dict.items()}
-    metadata = {"format": "pt", "step": str(checkpoint.step), "meta": json.dumps(checkpoint.meta), "dtypes": json.dumps(dtypes)}
-    save_file(checkpoint.padding, path, metadata=metadata)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from chatsft.evaluation.results import Results, format_results, save_results
 from chatsft.evaluation.statistics import BASELINES
 from chatsft.evaluation.task_evaluation import ANSWERS_AT_A_TIME
 from chatsft.evaluation.task_selection import select_tasks
+from chatsft.generation.penalties import add_penalties, check_penalties
 from chatsft.model.loading import load_chat_model
 from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.model_card import CARD_FILE, add_results
@@ -49,6 +50,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=DEFAULTS.temperature, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--top_k", type=int, default=DEFAULTS.top_k, help="sample among the most likely, 0 is all (default: %(default)s)")
     parser.add_argument("--max_new_tokens", type=_positive, default=DEFAULTS.max_new_tokens, help="longest answer (default: %(default)s)")
+    add_penalties(parser)
     parser.add_argument("--num_samples", type=_positive, default=DEFAULTS.num_samples, help="answers per problem (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="write the results, with every prompt, answer and verdict, to this JSON file")
     parser.add_argument("--baseline", type=Path, help="an earlier --output: print the paired difference in each task")
@@ -61,6 +63,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--update_card: {arguments.checkpoint} holds no model card ({CARD_FILE})")
     if arguments.tasks is None:
         arguments.tasks = [] if arguments.conversations else list(BASELINES)
+    check_penalties(parser, arguments)
     return arguments
 
 

@@ -28,6 +28,7 @@ DATASETS = {  # source in the mixture: its place on the Hub, and the licence tha
 UNKNOWN_LICENCE = "see the source"
 NOT_LISTED = ("train_mixture", "eval_mixture", "output_dir", "data_root")  # recipe.yaml has them
 NOT_RESULTS = ("runtime", "samples_per_second", "steps_per_second")
+CURVES = {"training loss": "loss", "validation loss": "eval_loss"}
 RESULTS_HEADING, USE_HEADING = "## Results", "## Use"
 
 
@@ -38,6 +39,7 @@ def save_model_card(
     log_history: Sequence[dict],
     name: str,
     ships_code: bool = True,
+    curves: Mapping[str, str] = CURVES,
 ) -> None:
     """Write README.md, recipe.yaml (overrides applied) and curves.svg into the folder of a trained model.
 
@@ -46,15 +48,13 @@ def save_model_card(
         log_history: of the trainer.
         name: what from_pretrained takes: the Hub id, or the folder.
         ships_code: whether the code of the model is saved with it, as it is for models of this package.
+        curves: what is drawn: label to key of the log.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECIPE_FILE).write_text(recipe_text(recipe), encoding="utf-8")
-    curves = {
-        label: [(log["step"], log[key]) for log in log_history if key in log]
-        for label, key in {"training loss": "loss", "validation loss": "eval_loss"}.items()
-    }
-    (folder / CURVES_FILE).write_text(draw_curves(curves), encoding="utf-8")
+    points = {label: [(log["step"], log[key]) for log in log_history if key in log] for label, key in curves.items()}
+    (folder / CURVES_FILE).write_text(draw_curves(points), encoding="utf-8")
     results = training_results(log_history)
     data = ModelCardData(
         model_name=_title(name),
@@ -65,7 +65,7 @@ def save_model_card(
         tags=["nanochat", "chatsft", "conversational"],
         eval_results=results or None,
     )
-    body = _body(recipe, row_counts, results, name, ships_code)
+    body = _body(recipe, row_counts, results, name, ships_code, " and ".join(curves))
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}").save(folder / CARD_FILE)
 
 
@@ -139,7 +139,7 @@ def _datasets(row_counts: Mapping[str, int]) -> list[str] | None:
     return sorted({hub_id for hub_id in known if hub_id}) or None
 
 
-def _body(recipe: Recipe, row_counts: Mapping[str, int], results: list[EvalResult], name: str, ships_code: bool) -> str:
+def _body(recipe: Recipe, row_counts: Mapping[str, int], results: list[EvalResult], name: str, ships_code: bool, caption: str) -> str:
     settings = {key: value for key, value in recipe.settings.items() if key not in (*SECRETS, *NOT_LISTED)}
     base = settings["model_name_or_path"]
     lines = [
@@ -153,7 +153,7 @@ def _body(recipe: Recipe, row_counts: Mapping[str, int], results: list[EvalResul
         "",
         "## Training",
         "",
-        f"![training and validation loss]({CURVES_FILE})",
+        f"![{caption}]({CURVES_FILE})",
         "",
         *_table(("setting", "value"), [(f"`{key}`", f"`{value}`") for key, value in settings.items()]),
         "",

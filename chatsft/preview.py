@@ -84,13 +84,13 @@ def count_by_source(
     counts = defaultdict(Counts)
     for conversation, row in zip(mixture, rendered.with_format("numpy"), strict=True):
         messages, mask = conversation["messages"], row["assistant_masks"]
-        num_turns = sum(message["role"] == "user" for message in messages)
+        num_turns = 0 if isinstance(messages, str) else sum(message["role"] == "user" for message in messages)
         truncated = len(mask) == max_length and is_longer(messages, tokenizer, max_length)
         counts[conversation["source"]] += Counts(1, num_turns, len(mask), int(mask.sum()), int(truncated))
     return dict(sorted(counts.items(), key=lambda item: -item[1].tokens))
 
 
-def is_longer(messages: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int) -> bool:
+def is_longer(messages: list[dict] | str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> bool:
     """Tell whether a conversation has more than `max_length` tokens."""
     ids, _ = conversation_renderer(tokenizer)({"messages": messages})
     return len(ids) > max_length

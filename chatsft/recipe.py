@@ -10,15 +10,17 @@ from pathlib import Path
 
 import yaml
 
-from chatsft.arguments import ChatArguments, DataArguments, ModelArguments, RecipeError
+from chatsft.arguments import ChatArguments, DataArguments, ModelArguments, RecipeError, RunArguments
 
 REPLACED = {
     "learning_rate": "matrix_lr, embedding_lr, unembedding_lr and scalar_lr",
     "optim": "optimizer",
     "lr_scheduler_type": "warmup_steps, warmdown_ratio and final_lr_frac",
-    "gradient_accumulation_steps": "target_examples_per_step or total_batch_size, from which it follows",
 }
 """Keys of TrainingArguments that chatsft has its own word for."""
+
+FOLLOWS = {"gradient_accumulation_steps": "target_examples_per_step or total_batch_size, from which it follows"}
+"""The same, where steps are counted in conversations or tokens."""
 
 ARGUMENTS = (ModelArguments, DataArguments, ChatArguments)
 
@@ -27,30 +29,34 @@ class Recipe(typing.NamedTuple):
     """The arguments of a run, the folder its recipe lies in, and what was set, overrides included."""
 
     model: ModelArguments
-    data: DataArguments
-    training: ChatArguments
+    data: typing.Any  # DataArguments, or what another program's recipes say of their data
+    training: RunArguments
     folder: Path
     settings: dict
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), arguments: tuple[type, type, type] = ARGUMENTS) -> Recipe:
     """Read a recipe and apply overrides of the form key=value, --key=value or --key value.
+
+    Args:
+        arguments: the dataclasses of the model, the data and the training whose fields are the keys.
 
     Raises:
         RecipeError: on an unknown key (with the nearest one), a value of the wrong type, or a missing key.
     """
     settings = {**_read_yaml(Path(path)), **parse_overrides(overrides)}
-    known = {name: owner for owner in ARGUMENTS for name in _settable(owner)}
+    known = {name: owner for owner in arguments for name in _settable(owner)}
+    replaced = REPLACED | (FOLLOWS if DataArguments in arguments else {})
     for name in settings:
-        if name in REPLACED:
-            raise RecipeError(f"{path}: {name} has no effect here. Use {REPLACED[name]}.")
+        if name in replaced:
+            raise RecipeError(f"{path}: {name} has no effect here. Use {replaced[name]}.")
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             raise RecipeError(f"{path}: unknown key {name!r}." + (f" Did you mean {nearest[0]!r}?" if nearest else ""))
-    groups = [{name: value for name, value in settings.items() if known[name] is owner} for owner in ARGUMENTS]
-    arguments = (_build(owner, group, path) for owner, group in zip(ARGUMENTS, groups, strict=True))
-    recipe = Recipe(*arguments, folder=Path(path).parent, settings=settings)
-    if recipe.data.packing and recipe.training.loss_average == "micro_batch":
+    groups = [{name: value for name, value in settings.items() if known[name] is owner} for owner in arguments]
+    built = (_build(owner, group, path) for owner, group in zip(arguments, groups, strict=True))
+    recipe = Recipe(*built, folder=Path(path).parent, settings=settings)
+    if arguments == ARGUMENTS and recipe.data.packing and recipe.training.loss_average == "micro_batch":
         raise RecipeError(f"{path}: loss_average micro_batch has no meaning for packed rows. Set packing: false, or loss_average: token.")
     recipe.model.model_name_or_path = _beside(recipe.folder, recipe.model.model_name_or_path)
     recipe.model.tokenizer_path = _beside(recipe.folder, recipe.model.tokenizer_path)

@@ -11,7 +11,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
-from chatsft.arguments import ChatArguments
+from chatsft.arguments import RunArguments
 from chatsft.evaluation import EvaluationOptions, chatcore, evaluate_task
 from chatsft.evaluation.model_copy import copy_for_evaluation
 from chatsft.model.tokenization_gpt import GPTTokenizer
@@ -26,22 +26,22 @@ class TaskMetrics(TrainerCallback):
     through the trainer's log, to trainer_state.json and to wherever `report_to` sends them, and to the console in nanochat's form.
     """
 
-    def __init__(self, trainer: Trainer, tasks: Mapping[str, Task], tokenizer: GPTTokenizer, throughput: ThroughputMeter):
+    def __init__(self, trainer: Trainer, tasks: Mapping[str, Task], tokenizer: GPTTokenizer, throughput: ThroughputMeter | None = None):
         self.trainer, self.tasks, self.tokenizer, self.throughput = trainer, tasks, tokenizer, throughput
         self.last_step: int | None = None
 
-    def on_step_begin(self, args: ChatArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_step_begin(self, args: RunArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if state.global_step % args.eval_metrics_every == 0:
             self.evaluate(args, state)
 
-    def on_train_end(self, args: ChatArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_train_end(self, args: RunArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.evaluate(args, state)
 
-    def on_log(self, args: ChatArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs) -> None:
+    def on_log(self, args: RunArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs) -> None:
         if state.is_world_process_zero and (line := metrics_line(state.global_step, logs)):
             print(line, flush=True)
 
-    def evaluate(self, args: ChatArguments, state: TrainerState) -> None:
+    def evaluate(self, args: RunArguments, state: TrainerState) -> None:
         """Log the scores of the model as it is, once for each number of updates."""
         if state.global_step == self.last_step:
             return
@@ -49,10 +49,11 @@ class TaskMetrics(TrainerCallback):
         with kept_random_state(args.device):
             figures = self.measure(args)
         clear_device_cache()
-        self.throughput.leave_out(time.perf_counter() - start)
+        if self.throughput is not None:
+            self.throughput.leave_out(time.perf_counter() - start)
         self.trainer.log(figures)
 
-    def measure(self, args: ChatArguments) -> dict[str, float]:
+    def measure(self, args: RunArguments) -> dict[str, float]:
         options = EvaluationOptions(max_problems=args.eval_max_problems)
         trained = self.trainer.accelerator.unwrap_model(self.trainer.model)
         dtype = torch.bfloat16 if args.bf16 else torch.float32

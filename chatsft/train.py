@@ -6,29 +6,24 @@ Recipe, model, data, batches, trainer: main reads downward, and each line names 
 """
 
 import argparse
-import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import datasets
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.utils import logging as transformers_logging
 
 from chatsft.adapters import (
     add_adapter,
     base_fingerprint,
     check_adapter_arguments,
     quantization_options,
-    save_base_record,
-    save_merged,
 )
 from chatsft.arguments import ChatArguments, DataArguments, ModelArguments, RecipeError
-from chatsft.callbacks import ConsoleCallback, FinalEvaluation
+from chatsft.callbacks import ConsoleCallback, FinalEvaluation, set_verbosity
 from chatsft.data.collator import EvaluationCollator, FlatteningCollator, PaddingCollator
 from chatsft.data.mixture import load_mixture
 from chatsft.data.packing import ConversationRows, conversation_lengths, fill_up, pack_rows, pack_steps, shuffle_rows, single_rows
@@ -39,9 +34,10 @@ from chatsft.model.loading import load_model_and_tokenizer
 from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.model.packed_attention import prepare_attention
 from chatsft.model.tokenization_gpt import GPTTokenizer
-from chatsft.model_card import save_model_card
+from chatsft.nanochat_origin import find_origin
 from chatsft.plan import Batching, describe_plan
 from chatsft.recipe import Recipe, load_recipe
+from chatsft.run_folder import save_run
 from chatsft.task_metrics import TaskMetrics
 from chatsft.tasks import Task
 from chatsft.trainer import ChatTrainer, can_skip_logits
@@ -77,6 +73,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
         train_rendered = load_rendered("train_mixture", data.train_mixture, recipe, tokenizer)
         eval_rendered = load_rendered("eval_mixture", data.eval_mixture, recipe, tokenizer) if data.eval_mixture else None
     fingerprint = base_fingerprint(model, recipe.model)
+    origin = find_origin(recipe.model.model_name_or_path) if isinstance(model, GPTForCausalLM) else None
     if recipe.model.lora_r is not None:
         set_seed(args.seed)
         model = add_adapter(model, tokenizer, recipe.model)
@@ -98,21 +95,13 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
         processing_class=tokenizer,
         callbacks=[ConsoleCallback, FinalEvaluation, *callbacks],
     )
+    trainer.origin = None if recipe.model.lora_r else origin
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if eval_tasks:
         trainer.add_callback(TaskMetrics(trainer, eval_tasks, tokenizer, trainer.throughput))
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    if trainer.is_world_process_zero():
-        row_counts = Counter(train_rendered["source"])
-        name, ships_code = trainer.hub_model_id or args.output_dir, isinstance(model, GPTForCausalLM)
-        save_model_card(args.output_dir, recipe, row_counts, trainer.state.log_history, name, ships_code)
-    trainer.save_state()
-    if trainer.is_world_process_zero():
-        save_base_record(args.output_dir, fingerprint)
-    trainer.save_model()
-    if recipe.model.merge_adapter and trainer.is_world_process_zero():
-        save_merged(trainer.model, tokenizer, Path(args.output_dir) / "merged")
+    save_run(trainer, recipe, Counter(train_rendered["source"]), origin, fingerprint)
     return trainer
 
 
@@ -122,14 +111,6 @@ class Batches(NamedTuple):
     dataset: Dataset
     collator: FlatteningCollator | PaddingCollator
     gradient_accumulation_steps: int
-
-
-def set_verbosity() -> None:
-    """Leave the console to the run's own lines."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-    transformers_logging.set_verbosity_warning()
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
 
 
 def load_model(model_args: ModelArguments, data: DataArguments):

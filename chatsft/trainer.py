@@ -1,29 +1,23 @@
 """ChatTrainer: transformers' Trainer with nanochat's optimizer, schedule and loss."""
 
 import logging
-import shutil
-from pathlib import Path
 
 import torch
 from accelerate.utils.modeling import is_peft_model
-from huggingface_hub import HfApi
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from chatsft.arguments import ChatArguments
 from chatsft.model.modeling_gpt import GPTForCausalLM
-from chatsft.optim.groups import parameter_groups
-from chatsft.optim.muon import MuonAdamW
-from chatsft.optim.schedule import lr_multiplier
+from chatsft.nanochat_training import NanochatTraining
 from chatsft.throughput import ThroughputMeter
 
 logger = logging.getLogger(__name__)
 
 
-class ChatTrainer(Trainer):
+class ChatTrainer(NanochatTraining, Trainer):
     """Train a chat model as nanochat does.
 
     Takes what Trainer takes but `optimizers`, with `ChatArguments`. Batches come from the collators of chatsft.data: `labels`
@@ -49,35 +43,6 @@ class ChatTrainer(Trainer):
             base.model.compile_layers(self.args.compile_scope == "stack", self.args.activation_memory_budget)
         elif self.args.compile_layers:
             logger.warning("torch_compile compiles the layers of chatsft's own models; %s runs as it is", type(base).__name__)
-
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            args = self.args
-            groups = parameter_groups(
-                self.model if model is None else model,
-                optimizer=args.lora_optimizer if is_peft_model(self.model) else args.optimizer,
-                matrix_lr=args.matrix_lr,
-                embedding_lr=args.embedding_lr,
-                unembedding_lr=args.unembedding_lr,
-                scalar_lr=args.scalar_lr,
-                weight_decay=args.weight_decay,
-                init_lr_frac=args.init_lr_frac,
-                precision=args.muon_precision,
-            )
-            self.optimizer = MuonAdamW(groups)
-        return self.optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
-        if self.lr_scheduler is None:
-            num_training_steps = max(num_training_steps, 1)  # a run of no steps evaluates and saves
-            warmup_ratio = self.args.get_warmup_steps(num_training_steps) / num_training_steps
-
-            def multiplier(update: int) -> float:
-                return lr_multiplier(update / num_training_steps, warmup_ratio, self.args.warmdown_ratio, self.args.final_lr_frac)
-
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, multiplier)
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Take the micro-batches of one optimizer step and count what they train."""
@@ -152,23 +117,6 @@ class ChatTrainer(Trainer):
             losses = model(**batch, skip_logits=True, reduce_loss=False, use_cache=False).loss.double()
         sums = losses.new_zeros(2, self.args.eval_batch_size).index_add_(1, rows, torch.stack([losses, torch.ones_like(losses)]))
         return sums[0], sums[1]
-
-    def init_hf_repo(self, *args, **kwargs) -> None:
-        """Make the repository, and see that this token may write to it while nothing has been trained yet."""
-        super().init_hf_repo(*args, **kwargs)
-        if self.is_world_process_zero():
-            HfApi().auth_check(self.hub_model_id, write=True)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push the model's code too: Trainer copies the weights and the configuration out of a checkpoint and leaves the code."""
-        for path in Path(checkpoint_folder).glob("*.py") if self.is_world_process_zero() else []:
-            shutil.copy(path, self.args.output_dir)
-        super()._push_from_checkpoint(checkpoint_folder)
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Keep the card that is there: it says more than the one that Trainer would put over it."""
-        if not (Path(self.args.output_dir) / "README.md").is_file():
-            super().create_model_card(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

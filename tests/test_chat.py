@@ -205,8 +205,27 @@ def test_what_does_not_load_is_one_line_and_exit_code_2(tmp_path, capsys):
         assert problem in line
 
 
-@pytest.mark.parametrize("options", [["--temperature", "-1"], ["--top_k", "-1"], ["--max_new_tokens", "0"], ["--device", "abacus"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--temperature", "-1"], ["--top_k", "-1"], ["--max_new_tokens", "0"], ["--device", "abacus"], ["--repetition_penalty", "0"]],
+)
 def test_impossible_options_are_refused(options, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["anywhere", *options])
     assert "chatsft.chat: error: " in capsys.readouterr().err
+
+
+def test_a_system_text_is_in_the_prompt_as_training_renders_it(checkpoint, tokenizer, monkeypatch):
+    prompts = []
+    monkeypatch.setattr("chatsft.chat.generate_completions", lambda *args, **options: prompts.append(args[2][0]) or [[[0]]])
+    assert main([checkpoint, "--prompt", "Hi", "--system", "Be brief."]) == 0
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}]
+    assert prompts == [tokenizer.render_for_completion({"messages": messages})]
+
+
+def test_penalties_and_the_longest_answer_reach_generation(checkpoint, monkeypatch):
+    seen = {}
+    monkeypatch.setattr("chatsft.chat.generate_completions", lambda *args, **options: seen.update(options) or [[[0]]])
+    flags = ["--repetition_penalty", "1.3", "--exponential_decay_length_penalty", "16", "1.05", "--max_new_tokens", "7"]
+    assert main([checkpoint, "--prompt", "Hi", *flags]) == 0
+    assert (seen["repetition_penalty"], seen["exponential_decay_length_penalty"], seen["max_new_tokens"]) == (1.3, [16.0, 1.05], 7)

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import chatsft  # noqa: F401, registers the Auto classes
-from chatsft.convert import EXTRA_FILE, convert_to_hf, main
+from chatsft.convert import convert_to_hf, main
 from chatsft.model.nanochat_checkpoint import load_nanochat_checkpoint, load_nanochat_model
 from chatsft.model.tokenization_gpt import CHAT_TEMPLATE, GPTTokenizer
+from chatsft.nanochat_origin import EXTRA_FILE
 from tests.model.oracle import FIXTURES
 
 TOKENIZERS = FIXTURES / "tokenizer"
@@ -227,7 +228,7 @@ def test_a_write_that_fails_halfway_leaves_nothing_behind(tmp_path, capsys, monk
     def disk_full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("chatsft.convert.save_file", disk_full)
+    monkeypatch.setattr("chatsft.nanochat_origin.save_file", disk_full)
     checkpoint, tokenizer = MODELS["2025"]
     assert main(["to-hf", str(checkpoint), str(tmp_path / "out"), "--tokenizer", str(tokenizer)]) == 2
     assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]

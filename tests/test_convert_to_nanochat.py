@@ -13,12 +13,16 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaConfig
 
-from chatsft.convert import EXTRA_FILE, convert_to_hf, convert_to_nanochat, main
+from chatsft.convert import convert_to_hf, convert_to_nanochat, convert_to_transformers, main
 from chatsft.model.configuration_gpt import GPTConfig
 from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.model.nanochat_checkpoint import layer_windows
 from chatsft.model.nanochat_tokenizer import build_tokenizer, read_encoding, save_nanochat_tokenizer
+from chatsft.nanochat_origin import EXTRA_FILE
+from chatsft.recipe import load_recipe
+from chatsft.train import train as train_recipe
 from tests.model.oracle import FIXTURES, load_json
+from tests.other_models import save_recipe
 
 TOKENIZERS = FIXTURES / "tokenizer"
 MODELS = {
@@ -169,6 +173,38 @@ def test_a_trained_model_finds_dtypes_and_padding_in_its_base(converted, copy, t
     (expected, expected_meta), (tensors, meta) = (read_checkpoint(tmp_path / name, step=20) for name in ("expected", "out"))
     assert_identical(tensors, expected)
     assert meta == expected_meta
+
+
+@pytest.mark.parametrize("base", ["converted", "nanochat", "merged adapter"])
+def test_a_model_trained_here_goes_back_with_its_padding_rows_and_dtypes_and_no_flag(converted, tmp_path, base):
+    generation, folder = converted
+    checkpoint, tokenizer = MODELS[generation]
+    name, tokenizer_path = (checkpoint, tokenizer) if base == "nanochat" else (folder, folder)
+    settings = {"tokenizer_path": str(tokenizer_path), "max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    settings |= {"lora_r": 2, "merge_adapter": True} if base == "merged adapter" else {}
+    recipe = save_recipe(tmp_path, name, **settings)
+    train_recipe(load_recipe(recipe))
+    for trained in ["out/merged"] if base == "merged adapter" else ["out", "out/checkpoint-1"]:
+        convert_to_nanochat(tmp_path / trained, tmp_path / "back" / trained)
+        tensors, meta = read_checkpoint(tmp_path / "back" / trained, step=1)
+        original = torch.load(checkpoint / "model_000000.pt")
+        vocab_size = meta["model_config"]["vocab_size"]
+        assert {name: tensor.dtype for name, tensor in tensors.items()} == {name: tensor.dtype for name, tensor in original.items()}
+        for row in ("transformer.wte.weight", "lm_head.weight"):
+            assert torch.equal(tensors[row][vocab_size:], original[row][vocab_size:])
+        matrix = "transformer.h.1.mlp.c_fc.weight"
+        assert not torch.equal(tensors[matrix], original[matrix])
+
+
+def test_a_nanochat_of_transformers_is_trained_and_goes_back(tmp_path):
+    checkpoint, tokenizer = MODELS["2025"]
+    convert_to_hf(checkpoint, tmp_path / "hf", tokenizer)
+    convert_to_transformers(tmp_path / "hf", tmp_path / "theirs")
+    trainer = train_recipe(load_recipe(save_recipe(tmp_path, tmp_path / "theirs", max_steps=1)))
+    assert type(trainer.model) is GPTForCausalLM
+    convert_to_nanochat(tmp_path / "out", tmp_path / "back")
+    tensors, _ = read_checkpoint(tmp_path / "back", step=1)
+    assert tensors.keys() == torch.load(checkpoint / "model_000000.pt").keys()
 
 
 def test_a_model_in_several_files_is_put_together(copy, tmp_path):

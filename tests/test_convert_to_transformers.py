@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, NanoChatForCausalLM
 
-from chatsft.convert import EXTRA_FILE, convert_to_hf, convert_to_nanochat, main
+from chatsft.convert import convert_to_hf, convert_to_nanochat, main
 from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.model.transformers_nanochat import load_transformers_nanochat
+from chatsft.nanochat_origin import EXTRA_FILE
 from tests.model.oracle import FIXTURES, assert_close, load_json
 
 MODELS = {

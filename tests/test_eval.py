@@ -67,6 +67,18 @@ def test_the_program_prints_and_saves_what_nanochat_measured(checkpoint, data_ro
     assert results["tasks"]["GSM8K"]["problems"][0]["prompt"].startswith("<|bos|><|user_start|>A pen costs $2.")
 
 
+def test_a_length_penalty_reaches_the_written_answers(checkpoint, data_root, tmp_path):
+    lengths = {}
+    for name, flags in {"plain": [], "short": ["--exponential_decay_length_penalty", "2", "100"]}.items():
+        output = tmp_path / f"{name}.json"
+        arguments = [checkpoint, "--tasks", "GSM8K", "--data_root", data_root, "--max_new_tokens", "24", "--output", str(output), *flags]
+        assert evaluation_program.main(arguments) == 0
+        results = json.loads(output.read_text())
+        lengths[name] = sum(len(problem["completions"][0]) for problem in results["tasks"]["GSM8K"]["problems"])
+    assert results["options"]["exponential_decay_length_penalty"] == [2.0, 100.0]
+    assert lengths["short"] < lengths["plain"]
+
+
 def test_max_problems_limits_every_task(checkpoint, data_root, capsys):
     arguments = [checkpoint, "--tasks", "ARC-Easy", "GSM8K", "--data_root", data_root, "--max_problems", "2", "--max_new_tokens", "4"]
     assert evaluation_program.main(arguments) == 0

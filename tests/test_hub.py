@@ -35,6 +35,8 @@ FILES = CODE | {
     "curves.svg",
     "generation_config.json",
     "model.safetensors",
+    "model.safetensors.index.json",
+    "nanochat_extra.safetensors",
     "recipe.yaml",
     "tokenizer.json",
     "tokenizer_config.json",

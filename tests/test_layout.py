@@ -11,11 +11,14 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 LAYERS = (  # what stands higher may import what stands lower; neighbours in one line may not import each other
-    ("train", "eval", "chat", "serve", "convert", "preview", "cli"),
+    ("train", "dpo", "grpo", "eval", "chat", "serve", "convert", "preview", "cli"),
+    ("preference",),
+    ("run_folder",),
     ("model_card",),
     ("recipe",),
     ("trainer", "callbacks", "task_metrics", "adapters", "plan"),
-    ("arguments", "throughput", "curves"),
+    ("nanochat_training",),
+    ("arguments", "throughput", "curves", "nanochat_origin"),
     ("evaluation",),
     ("data",),
     ("optim",),

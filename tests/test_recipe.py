@@ -1,11 +1,13 @@
 """Recipes read as written, and what cannot be meant is refused by name."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from chatsft import dpo, grpo
 from chatsft.arguments import RecipeError
-from chatsft.recipe import load_recipe, parse_overrides
+from chatsft.recipe import ARGUMENTS, load_recipe, parse_overrides
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 MINIMAL = "model_name_or_path: base\ntrain_mixture: [{path: a.jsonl}]\ntarget_examples_per_step: 4\n"
@@ -19,7 +21,8 @@ def write(tmp_path: Path, text: str = MINIMAL) -> Path:
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_load(recipe):
-    loaded = load_recipe(recipe, ["bf16=false"])
+    program = re.search(r"-m chatsft.(\w+) recipes/" + recipe.name, recipe.read_text())[1]
+    loaded = load_recipe(recipe, ["bf16=false"], {"train": ARGUMENTS, "grpo": grpo.ARGUMENTS, "dpo": dpo.ARGUMENTS}[program])
     assert loaded.data.train_mixture
     assert loaded.training.max_grad_norm == 0
 

@@ -225,3 +225,34 @@ def test_bad_input_ends_before_training_with_one_message(tmp_path, monkeypatch, 
     assert message in error
     assert error.startswith("error: ") and error.count("\n") == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["kept.txt"]
+
+
+def test_half_an_epoch_trains_half_the_conversations_at_rates_that_fall_to_their_end(tmp_path):
+    whole, half = (run(tmp_path / str(epochs), "max_steps=-1", f"num_train_epochs={epochs}") for epochs in (1, 0.5))
+    steps = [len(losses(trainer)) for trainer in (whole, half)]
+    assert steps[1] == -(-steps[0] // 2)
+    assert half.state.epoch == pytest.approx(steps[1] / steps[0])
+    multipliers = [log["lr_multiplier"] for log in half.state.log_history if "loss" in log]
+    assert multipliers == pytest.approx([1 - step / steps[1] for step in range(steps[1])])
+    assert half.state.log_history[-2]["step"] == steps[1]
+    assert "eval_loss" in half.state.log_history[-2]
+
+
+def test_raw_text_in_the_mixture_is_trained_beside_conversations(tmp_path):
+    texts = ["Once upon a time there was a small model.", "It read a book."]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    mixture = f"train_mixture=[{{path: {tmp_path}/corpus.jsonl}}, {{path: {V1}/conversations.jsonl, stop: 2}}]"
+    options = [mixture, "mixture_order=sequence", "target_examples_per_step=4", "per_device_train_batch_size=1", "max_steps=1"]
+    options += ["max_length=512", "loss_average=token"]
+    packed, padded = (run(tmp_path / mode, *options, f"packing={mode}") for mode in ("true", "false"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "true")
+    lines = (V1 / "conversations.jsonl").read_text().splitlines()[:2]
+    masks = [tokenizer.render_conversation(conversation_of(json.loads(line)), 512)[1] for line in lines]
+    expected = sum(len(tokenizer.encode_ordinary(text)) for text in texts) + sum(map(sum, masks))
+    for trainer in (packed, padded):
+        assert trainer.state.log_history[1]["supervised_tokens"] == expected
+    assert losses(packed) == pytest.approx(losses(padded), rel=1e-5)
+
+
+def conversation_of(line: list | dict) -> dict:
+    return line if isinstance(line, dict) else {"messages": line}

@@ -49,7 +49,7 @@ class TaskConversations:
 
 
 class FileConversations:
-    """The conversations of a .jsonl or .json file. All lines are checked, whichever are used: an error shows before training starts."""
+    """Conversations or texts of a .jsonl or .json file. All lines are checked, whichever are used, so that an error shows at once."""
 
     def __init__(self, path: Path, columns: dict | None):
         self.path, self.columns, self.source = path, columns, path.name
@@ -57,11 +57,11 @@ class FileConversations:
     def __len__(self) -> int:
         return len(self.conversations)
 
-    def read(self, index: int) -> tuple[str, list[dict]]:
+    def read(self, index: int) -> tuple[str, list[dict] | str]:
         return self.conversations[index]
 
     @cached_property
-    def conversations(self) -> list[tuple[str, list[dict]]]:
+    def conversations(self) -> list[tuple[str, list[dict] | str]]:
         return [(origin, read_messages(value, self.columns, origin)) for origin, value in read_values(self.path)]
 
     @cached_property
@@ -78,7 +78,7 @@ class TableConversations:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, index: int) -> tuple[str, list[dict]]:
+    def read(self, index: int) -> tuple[str, list[dict] | str]:
         origin = f"{self.source}[{index}]"
         return origin, read_messages(self.rows[index], self.columns, origin)
 
@@ -109,13 +109,13 @@ def read_array(path: Path) -> list | None:
     return [values] if is_one_conversation else values
 
 
-def read_messages(value: object, columns: dict | None, origin: str) -> list[dict]:
-    """Find the messages in a line or row and check them."""
+def read_messages(value: object, columns: dict | None, origin: str) -> list[dict] | str:
+    """Find the messages, or the raw text, in a line or row and check them."""
     try:
         messages = to_messages(value, columns)
     except ConversationError as error:
         raise ConversationError(f"{origin}: {error}") from None
-    return check_trainable({"messages": messages}, origin)
+    return messages if isinstance(messages, str) else check_trainable({"messages": messages}, origin)
 
 
 def open_task(entry: dict, data_root: str | Path | None) -> TaskConversations:

@@ -7,7 +7,8 @@ from chatsft.tasks.registry import find_task, list_options, suggest
 WHICH_ROWS = ("start", "stop", "shuffle", "repeat")
 TASK_KEYS = ("task", *WHICH_ROWS)
 PATH_KEYS = ("path", "name", "split", "columns", *WHICH_ROWS)
-COLUMNS = ({"messages"}, {"prompt", "completion"})
+COLUMNS_HINT = "{messages: COLUMN}, {prompt: COLUMN, completion: COLUMN} or {text: COLUMN}"
+COLUMNS = ({"messages"}, {"prompt", "completion"}, {"text"})
 
 
 def check_entry(entry: object, where: str) -> None:
@@ -43,7 +44,7 @@ def check_keys(entry: dict, known: Sequence[str], where: str) -> None:
 
 def check_columns(columns: object, where: str) -> None:
     if columns is not None and (not isinstance(columns, dict) or set(columns) not in COLUMNS):
-        raise ValueError(f"{where}: columns is {columns!r}; expected {{messages: COLUMN}} or {{prompt: COLUMN, completion: COLUMN}}")
+        raise ValueError(f"{where}: columns is {columns!r}; expected {COLUMNS_HINT}")
 
 
 def check_number(entry: dict, key: str, least: int, where: str) -> None:

@@ -22,9 +22,9 @@ RENDERED = Features({"input_ids": List(Value("int32")), "assistant_masks": List(
 def render_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, num_proc: int | None = None) -> Dataset:
     """Render column `messages` to `input_ids` and `assistant_masks` (1 = trained), cut to the first max_length tokens.
 
-    A GPTTokenizer renders as nanochat does, any other tokenizer through its chat template. Other columns stay. A conversation that cannot
-    be rendered is named by its `origin`, or its `source` and row. The cache is named after what the result depends on, so that every
-    process finds it: tokenizer, max_length, rows and package version.
+    A GPTTokenizer renders as nanochat does, any other tokenizer through its chat template; raw text is trained whole. Other columns stay.
+    A conversation that cannot be rendered is named by its `origin`, or its `source` and row. The cache is named after what the result
+    depends on, so that every process finds it: tokenizer, max_length, rows and package version.
     """
     kept = Features({name: feature for name, feature in dataset.features.items() if name != "messages"})
     rendered = dataset.map(
@@ -68,10 +68,28 @@ def render_batch(batch: dict[str, list], indices: Sequence[int], tokenizer: PreT
 
 
 def conversation_renderer(tokenizer: PreTrainedTokenizerBase) -> Callable[[dict], tuple[list[int], list[int]]]:
-    """Return what turns a conversation into ids and a mask (1 = trained), uncut."""
+    """Return what turns a conversation, or one whose `messages` is a raw text, into ids and a mask (1 = trained), uncut."""
     if isinstance(tokenizer, GPTTokenizer):
-        return partial(tokenizer.render_conversation, max_tokens=None)
-    return template_renderer(tokenizer)
+        render = partial(tokenizer.render_conversation, max_tokens=None)
+    else:
+        render = template_renderer(tokenizer)
+
+    def render_row(row: dict) -> tuple[list[int], list[int]]:
+        return render_text(row["messages"], tokenizer) if isinstance(row["messages"], str) else render(row)
+
+    return render_row
+
+
+def render_text(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Render raw text as in pretraining: all of it is trained, but the first token, which nothing predicts.
+
+    A GPTTokenizer puts `<|bos|>` in front, any other tokenizer what it always does.
+    """
+    if isinstance(tokenizer, GPTTokenizer):
+        ids = [tokenizer.get_bos_token_id(), *tokenizer.encode_ordinary(text)]
+    else:
+        ids = tokenizer(text)["input_ids"]
+    return ids, [int(index > 0) for index in range(len(ids))]
 
 
 def name_place(batch: dict[str, list], row: int, index: int) -> str:

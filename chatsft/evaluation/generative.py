@@ -20,8 +20,12 @@ def write_answers(
     num_samples: int = 1,
     seed: int | None = 42,
     batch_size: int | None = None,
+    **penalties,
 ) -> list[ProblemResult]:
-    """Answer problems with `num_samples` completions each; a greedy one is made once and counted that often."""
+    """Answer problems with `num_samples` completions each; a greedy one is made once and counted that often.
+
+    `penalties` are those of `generate_completions`.
+    """
     completions = generate_completions(
         model,
         tokenizer,
@@ -32,5 +36,6 @@ def write_answers(
         num_samples=num_samples,
         seed=seed,
         batch_size=batch_size,
+        **penalties,
     )
     return judge(task, tokenizer, problems, [tokenizer.batch_decode(drawn) for drawn in completions])

@@ -30,6 +30,14 @@ def copy_for_evaluation(model: nn.Module, dtype: torch.dtype) -> PreTrainedModel
     return copied.eval()
 
 
+@torch.no_grad()
+def refresh_copy(copied: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Bring a copy up to date in place, so that what was captured or cached for it goes on serving. All ranks call this together."""
+    weights = model.state_dict()
+    for name, tensor in copied.state_dict().items():
+        tensor.copy_(_whole(weights[name]))
+
+
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor that is split over ranks in full."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

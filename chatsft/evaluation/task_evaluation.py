@@ -30,6 +30,7 @@ class EvaluationOptions:
         max_problems: only the first ones of a task; a number, or one for each kind: {categorical: 1024, generative: 64}.
         temperature: 0 is greedy.
         num_samples: answers per problem. A problem counts as solved if any of them is right.
+        repetition_penalty, exponential_decay_length_penalty: see `generate_completions`.
     """
 
     batch_size: int | None = None
@@ -39,6 +40,8 @@ class EvaluationOptions:
     top_k: int = 50
     num_samples: int = 1
     seed: int = 42
+    repetition_penalty: float = 1.0
+    exponential_decay_length_penalty: tuple[int, float] | None = None
 
     def most_problems(self, task: Task) -> int | None:
         """Return how many of a task's problems to take, None for all."""
@@ -133,6 +136,8 @@ def _write_share(task: Task, model: PreTrainedModel, tokenizer: GPTTokenizer, op
             num_samples=options.num_samples,
             seed=options.seed + number,
             batch_size=batch_size,
+            repetition_penalty=options.repetition_penalty,
+            exponential_decay_length_penalty=options.exponential_decay_length_penalty,
         )
     return results
 

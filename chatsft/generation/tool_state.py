@@ -48,6 +48,15 @@ class ControlTokens:
         return self.assistant_end, self.bos
 
 
+def sampled_mask(completion: list[int], tokenizer: ChatTokenizer) -> list[int]:
+    """Mark the tokens of a completion with 1 where the model chose them and with 0 where a tool's result was forced on it."""
+    state, mask = ToolCallState(tokenizer), []
+    for token in completion:
+        mask.append(int(not state.forced))
+        state.observe(token)
+    return mask
+
+
 class ToolCallState:
     """The tool-call state of one row, as nanochat's engine keeps it.
 

@@ -4,6 +4,7 @@ import logging
 import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedConfig, PreTrainedModel
@@ -11,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from chatsft.generation.decode_loop import decode_rows
 from chatsft.generation.decoder import can_decode
+from chatsft.generation.penalties import penalty_options
 from chatsft.generation.sampling import Sampling
 from chatsft.generation.tool_state import ChatTokenizer, ControlTokens, ToolCallState
 
@@ -79,6 +81,9 @@ def generate_completions(
     seed: int | None = None,
     batch_size: int | None = None,
     streamer: BaseStreamer | None = None,
+    repetition_penalty: float = 1.0,
+    exponential_decay_length_penalty: tuple[int, float] | None = None,
+    keep_end: bool = False,
 ) -> list[list[list[int]]]:
     """Complete every prompt with tool use, in batches of similar length.
 
@@ -92,23 +97,28 @@ def generate_completions(
         seed: makes samples repeatable and leaves the caller's random state as it was; None draws from the caller's.
         batch_size: most rows generated together; None is as many as are worth it.
         streamer: shown the tokens of a single prompt as they come, e.g. `transformers.TextStreamer`.
+        repetition_penalty: above 1, makes tokens of the prompt and the completion less likely to come again (transformers' measure).
+        exponential_decay_length_penalty: (start, factor): after `start` new tokens the end of the answer grows likelier by `factor` with
+            each token (transformers' measure). transformers' `length_penalty` ranks beams, which tool use cannot have.
+        keep_end: leave the token that ended a row in the completion; one that was cut at max_new_tokens has none.
 
     Returns:
-        For each prompt its completions: generated ids without the prompt and without the token that ended the row.
+        For each prompt its completions: generated ids without the prompt and, unless `keep_end`, without the token that ended the row.
     """
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}; it may be 0 (greedy) or more.")
     sampling = Sampling(temperature, top_k or 0)
+    penalties = penalty_options(repetition_penalty, exponential_decay_length_penalty)
     prompts = _truncate_prompts(prompts, max_prompt_tokens(model.config, max_new_tokens))
     num_draws = num_samples if temperature else 1
     rows = sorted((index for index in range(len(prompts)) for _ in range(num_draws)), key=lambda index: -len(prompts[index]))
     ordered = [prompts[index] for index in rows]
-    complete = _decode if can_decode(model) else _generate
+    complete = _decode if can_decode(model) and not penalties else partial(_generate, penalties=penalties)
     with _random_state(seed, model.device):
         generated = complete(model, tokenizer, ordered, max_new_tokens, sampling, batch_size or len(rows), streamer)
     completions = [[] for _ in prompts]
     for index, row in zip(rows, generated, strict=True):
-        completions[index].append(_cut_at(row, ControlTokens.of(tokenizer).terminal))
+        completions[index].append(_cut_at(row, ControlTokens.of(tokenizer).terminal, keep_end))
     return [drawn * (num_samples // num_draws) for drawn in completions]
 
 
@@ -167,9 +177,10 @@ def _generate(
     sampling: Sampling,
     batch_size: int,
     streamer: BaseStreamer | None,
+    penalties: dict,
 ) -> list[list[int]]:
-    """Complete prompts by transformers' loop, which serves every model, batch by batch."""
-    options = {"max_new_tokens": max_new_tokens, "do_sample": sampling.temperature > 0, "num_beams": 1, "use_cache": True}
+    """Complete prompts by transformers' loop, which serves every model and knows penalties, batch by batch."""
+    options = {"max_new_tokens": max_new_tokens, "do_sample": sampling.temperature > 0, "num_beams": 1, "use_cache": True} | penalties
     if options["do_sample"]:
         options |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": 1.0}
     pad, generated = _pad_token(tokenizer), []
@@ -204,13 +215,14 @@ def _pad_left(prompts: list[list[int]], pad: int) -> tuple[list[list[int]], list
     return input_ids, [[0] * num + [1] * (width - num) for num in missing]
 
 
-def _cut_at(ids: list[int], terminal: Sequence[int]) -> list[int]:
-    """Return the ids before the first terminal one.
+def _cut_at(ids: list[int], terminal: Sequence[int], keep_end: bool = False) -> list[int]:
+    """Return the ids before the first terminal one, or up to it.
 
-    >>> _cut_at([7, 8, 1, 0, 0], terminal=(1, 2))
-    [7, 8]
+    >>> _cut_at([7, 8, 1, 0, 0], terminal=(1, 2)), _cut_at([7, 8, 1, 0, 0], terminal=(1, 2), keep_end=True)
+    ([7, 8], [7, 8, 1])
     """
-    return ids[: next((position for position, token in enumerate(ids) if token in terminal), len(ids))]
+    end = next((position for position, token in enumerate(ids) if token in terminal), len(ids))
+    return ids[: end + keep_end]
 
 
 @contextmanager

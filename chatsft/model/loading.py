@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from .modeling_gpt import GPTForCausalLM
 from .nanochat_checkpoint import CheckpointError, is_nanochat_checkpoint, load_nanochat_model
 from .nanochat_tokenizer import TokenizerFileError, load_nanochat_tokenizer
 from .tokenization_gpt import GPTTokenizer
+from .transformers_nanochat import is_transformers_nanochat, load_transformers_nanochat, load_transformers_nanochat_tokenizer
 
 BASE_RECORD = "base_model.json"
 """Beside an adapter: the fingerprint of the weights it was trained on."""
@@ -34,7 +35,8 @@ def load_model_and_tokenizer(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load any causal language model for training: a save_pretrained folder, a Hub id, a nanochat checkpoint folder or an adapter.
 
-    A model of chatsft comes with its GPTTokenizer, any other one with whatever tokenizer it has.
+    A model of chatsft comes with its GPTTokenizer, any other one with whatever tokenizer it has. transformers' own NanoChat with nanochat's
+    tokenizer becomes a model of chatsft.
 
     Args:
         tokenizer_path: a tokenizer of its own; for a nanochat checkpoint the folder of tokenizer.pkl.
@@ -66,11 +68,14 @@ def load_chat_model(
 def _load_model(name: str, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, attn_implementation: str | None, **options):
     if is_adapter(name):
         return _load_adapter(name, tokenizer, dtype, attn_implementation, **options)
-    if not is_nanochat_checkpoint(name):
+    load = load_nanochat_model if is_nanochat_checkpoint(name) else None
+    if load is None and isinstance(tokenizer, GPTTokenizer) and is_transformers_nanochat(name):
+        load = load_transformers_nanochat
+    if load is None:
         return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation=attn_implementation, **options)
     if options:
         raise LoadingError(f"{name} is a nanochat checkpoint, which takes no {', '.join(options)}. Convert it first with chatsft.convert.")
-    model = load_nanochat_model(name, dtype=dtype)
+    model = load(name, dtype=dtype)
     set_special_tokens(model, tokenizer)
     if attn_implementation is not None:
         model.set_attn_implementation(attn_implementation)
@@ -122,7 +127,8 @@ def load_tokenizer(name_or_path: str, tokenizer_path: str | None = None) -> GPTT
 
 def load_any_tokenizer(name_or_path: str, tokenizer_path: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model as `load_tokenizer` does, whatever its format."""
-    if tokenizer_path is None and is_nanochat_checkpoint(name_or_path):
+    has_pickle = (Path(name_or_path) / "tokenizer.pkl").is_file()
+    if tokenizer_path is None and is_nanochat_checkpoint(name_or_path) and not has_pickle:
         raise LoadingError(
             f"{name_or_path} is a nanochat checkpoint, which holds no tokenizer. Set tokenizer_path to the folder of tokenizer.pkl."
         )
@@ -152,6 +158,9 @@ def _read_tokenizer(name: str) -> PreTrainedTokenizerBase:
             f"{name} does not load: no folder here, and no tokenizer on the Hub or in its cache (none of {', '.join(files)}). "
             "Check the name, or set tokenizer_path."
         )
+    if is_transformers_nanochat(name):
+        with suppress(TokenizerFileError):  # another tokenizer than nanochat's stays what it is
+            return load_transformers_nanochat_tokenizer(name)
     return AutoTokenizer.from_pretrained(name)
 
 

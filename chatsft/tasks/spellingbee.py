@@ -148,9 +148,5 @@ class SpellingBee(Task):
     def evaluate(self, conversation: dict, completion: str) -> int:
         return is_right_answer(conversation, completion)
 
-    def reward(self, conversation: dict, completion: str) -> float:
-        """Score a completion for reinforcement learning: 1.0 or 0.0."""
-        return float(self.evaluate(conversation, completion))
-
     def fingerprint(self) -> str:
         return file_fingerprint(self.path)

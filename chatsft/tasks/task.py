@@ -54,6 +54,10 @@ class Task:
         """Make sure, before any model is loaded, that answers can be judged here; return what a user should know about how."""
         return None
 
+    def reward(self, conversation: dict, completion: str) -> float:
+        """Score a completion for reinforcement learning: the verdict as a number, unless a task has a finer measure."""
+        return float(self.evaluate(conversation, completion))
+
     def fingerprint(self) -> str | None:
         """Identify the data behind the examples for the cache, or None when only reading every example can tell (slower, never wrong)."""
         return None

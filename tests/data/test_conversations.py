@@ -78,7 +78,7 @@ def test_half_characters_become_the_replacement_character(tmp_path):
         ("{", "not JSON (Expecting property name"),
         ("[]", "there is no user message"),
         ("3", "no conversation in a int"),
-        ('{"text": "a"}', "no conversation in an object with text"),
+        ('{"txt": "a"}', "no conversation in an object with txt"),
         (
             json.dumps([*PAIR, {"role": "tool", "content": "x"}]),
             "message 2 has role 'tool', expected 'user'. Put tool output in a python_output part.",

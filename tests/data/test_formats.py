@@ -22,6 +22,9 @@ PAIR = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         ({"question": "a", "answer": "b"}, {"prompt": "question", "completion": "answer"}, PAIR),
         ({"chat": MESSAGES}, {"messages": "chat"}, MESSAGES),
         ({"chat": TURNS}, {"messages": "chat"}, FROM_TURNS),
+        ({"text": "Once.", "url": "x"}, None, "Once."),
+        ({"body": "Once.", "text": "not this"}, {"text": "body"}, "Once."),
+        ({"messages": MESSAGES, "text": "a"}, None, MESSAGES),
     ],
 )
 def test_every_layout_gives_messages(value, columns, messages):
@@ -31,7 +34,10 @@ def test_every_layout_gives_messages(value, columns, messages):
 @pytest.mark.parametrize(
     "value, columns, message",
     [
-        ({"text": "a"}, None, "no conversation in an object with text; expected"),
+        ({"txt": "a"}, None, "no conversation in an object with txt; expected"),
+        ({"text": ""}, None, "the text is empty, expected a string to train on"),
+        ({"text": ["a"]}, None, "the text is a list, expected a string to train on"),
+        ({"body": "a"}, {"text": "text"}, "no column 'text' in an object with body"),
         ("a", None, "no conversation in a str; expected"),
         ({"chat": MESSAGES}, {"messages": "chats"}, "no column 'chats' in an object with chat"),
         ([], {"messages": "chat"}, "no column 'chat' in a list"),

@@ -173,3 +173,18 @@ def test_an_entry_that_cannot_be_meant_is_an_error(chat, tmp_path, entry, messag
 def test_an_empty_mixture_is_an_error():
     with pytest.raises(ValueError, match="the mixture is empty"):
         load_mixture([])
+
+
+def test_raw_text_mixes_with_conversations(chat, tmp_path):
+    write_lines(tmp_path / "corpus.jsonl", [{"text": "one"}, {"text": "two"}])
+    write_lines(tmp_path / "pages.jsonl", [{"body": "three"}])
+    entries = [{"path": "corpus.jsonl"}, {"path": "pages.jsonl", "columns": {"text": "body"}}, {"path": "chat.jsonl", "stop": 1}]
+    rows = load_mixture(entries, order="sequence")
+    assert rows["messages"][:] == ["one", "two", "three", make_pair(0)]
+    assert rows["origin"][1] == "corpus.jsonl:2"
+
+
+def test_an_empty_text_is_named_with_its_line(tmp_path):
+    write_lines(tmp_path / "corpus.jsonl", [{"text": "one"}, {"text": ""}])
+    with pytest.raises(ValueError, match=r"corpus.jsonl:2: the text is empty"):
+        load_mixture([{"path": "corpus.jsonl"}])

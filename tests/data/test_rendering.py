@@ -14,6 +14,7 @@ from chatsft.data import rendering
 from chatsft.data.rendering import render_dataset, supervision_statistics
 from chatsft.model.nanochat_tokenizer import load_nanochat_tokenizer
 from chatsft.model.tokenization_gpt import ConversationError
+from tests.other_models import build_tokenizer
 
 TOKENIZERS = Path(__file__).parent.parent / "fixtures/tokenizer"
 FEATURES = Features({"messages": Json(), "source": Value("string")})
@@ -126,3 +127,19 @@ def test_statistics_count_supervised_tokens():
         "unsupervised_conversations": 2,
     }
     assert supervision_statistics([])["supervised_share"] == 0.0
+
+
+def test_raw_text_is_trained_from_its_first_token_to_its_last(tokenizer):
+    rows = Dataset.from_list([{"messages": "Once <|bos|> upon", "source": "a.jsonl"}, ROWS[0]], features=FEATURES)
+    rendered = render_dataset(rows, tokenizer, max_length=1000)
+    ids, mask = rendered[0]["input_ids"], rendered[0]["assistant_masks"]
+    assert ids == [tokenizer.bos_token_id, *tokenizer.encode_ordinary("Once <|bos|> upon")]
+    assert mask == [0] + [1] * (len(ids) - 1)
+    assert (rendered[1]["input_ids"], rendered[1]["assistant_masks"]) == tokenizer.render_conversation(ROWS[0])
+
+
+def test_other_tokenizers_encode_raw_text_as_they_do_any(tmp_path):
+    tokenizer = build_tokenizer()
+    rendered = render_dataset(Dataset.from_list([{"messages": "It is five."}], features=Features({"messages": Json()})), tokenizer, 1000)
+    ids = tokenizer("It is five.")["input_ids"]
+    assert rendered[0] == {"input_ids": ids, "assistant_masks": [0] + [1] * (len(ids) - 1)}

@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, TextStreamer, TopKLogitsWarper, TopPLogitsWarper
 from transformers.generation import TemperatureLogitsWarper
 
-from chatsft.generation.tool_state import ControlTokens, ToolCallState
+from chatsft.generation.tool_state import ControlTokens, ToolCallState, sampled_mask
 from chatsft.generation.tool_use import ToolUseProcessor, generate_completions, max_prompt_tokens
 from chatsft.model.nanochat_checkpoint import load_nanochat_model
 from tests.generation.scripted_model import ScriptedModel
@@ -63,6 +63,7 @@ def test_the_state_machine_follows_nanochat(case, tokenizer):
         assert all(sampled)
     else:
         assert sampled == [column[0] for column in case["mask_columns_2rows"]]
+        assert sampled_mask(tokens, tokenizer) == sampled
         assert tokenizer.decode(tokens) == case["text_row0"]
 
 
@@ -87,6 +88,21 @@ def test_a_result_too_large_to_print_is_left_to_the_model(digits, tokenizer):
     for token in [ids.python_start, *tokenizer.encode_ordinary("*".join([factor] * 3)), ids.python_end]:
         state.observe(token)
     assert not state.forced and not state.is_finished
+
+
+def test_the_mask_of_real_generations_is_nanochats(tokenizer):
+    masks = [sampled_mask(case["generated_ids"], tokenizer) for case in GENERATIONS]
+    assert masks == [case["mask_1sampled_0forced"] for case in GENERATIONS]
+    assert any(0 in mask for mask in masks)
+
+
+def test_the_end_of_an_answer_is_kept_if_asked(tokenizer):
+    ids = ControlTokens.of(tokenizer)
+    for end in ids.terminal:
+        script = [7, 8, end]
+        for keep_end, expected in ((False, [7, 8]), (True, script)):
+            assert generate_completions(ScriptedModel(script), tokenizer, [[ids.bos]], keep_end=keep_end) == [[expected]]
+    assert generate_completions(ScriptedModel([7]), tokenizer, [[ids.bos]], max_new_tokens=2, keep_end=True) == [[[7, 7]]]
 
 
 def test_a_block_opened_in_the_prompt_calls_nothing(tokenizer):

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import chatsft  # noqa: F401, registers the Auto classes
-from chatsft.convert import convert_to_hf
-from chatsft.model.loading import LoadingError, load_chat_model, load_tokenizer
+from chatsft.convert import convert_to_hf, convert_to_transformers
+from chatsft.model.loading import LoadingError, load_chat_model, load_model_and_tokenizer, load_tokenizer
+from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.model.tokenization_gpt import GPTTokenizer
 from tests.model.oracle import FIXTURES
 
@@ -47,6 +49,40 @@ def test_a_nanochat_folder_gives_the_logits_of_its_conversion(checkpoint, tokeni
     assert torch.equal(direct(torch.tensor([ids])).logits, model(torch.tensor([ids])).logits)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         assert direct.generation_config.to_dict()[name] == model.generation_config.to_dict()[name]
+
+
+def save_as_published(folder: Path, snapshot: Path) -> Path:
+    """Lay a NanoChat of transformers out as karpathy/nanochat-d32 is on the Hub: bfloat16, and the epsilon that its configuration says."""
+    convert_to_transformers(folder, snapshot)
+    model = AutoModelForCausalLM.from_pretrained(snapshot, dtype=torch.bfloat16)
+    model.config.rms_norm_eps = 1e-6
+    model.save_pretrained(snapshot)
+    return snapshot
+
+
+@pytest.mark.parametrize("place", ["folder", "Hub id"])
+def test_a_nanochat_of_transformers_becomes_our_model(converted, tmp_path, monkeypatch, place):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    cache = tmp_path / "models--karpathy--nanochat-d32"
+    snapshot = save_as_published(converted, cache / "snapshots" / "0123abc")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0123abc")
+    name = str(snapshot) if place == "folder" else "karpathy/nanochat-d32"
+    model, tokenizer = load_chat_model(name, **PLACE)
+    assert (type(model), type(tokenizer)) == (GPTForCausalLM, GPTTokenizer)
+    assert (model.config.bos_token_id, model.generation_config.eos_token_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    expected, expected_tokenizer = load_model_and_tokenizer(str(converted))
+    ids, mask = expected_tokenizer.render_conversation(CONVERSATION)
+    assert tokenizer.render_conversation(CONVERSATION) == (ids, mask)
+    expected = expected.bfloat16().float()  # as the published weights are rounded
+    assert torch.equal(model(torch.tensor([ids])).logits, expected(torch.tensor([ids])).logits)
+
+
+def test_a_checkpoint_with_its_tokenizer_beside_it_needs_no_tokenizer_path(tmp_path):
+    shutil.copytree(CHECKPOINT, tmp_path, dirs_exist_ok=True)
+    shutil.copy(Path(TOKENIZER) / "tokenizer.pkl", tmp_path)
+    model, tokenizer = load_chat_model(str(tmp_path), **PLACE)
+    assert len(tokenizer) == model.config.vocab_size
 
 
 def test_a_chat_model_is_in_evaluation_mode_and_of_the_dtype_asked_for(converted):

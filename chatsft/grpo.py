@@ -1,0 +1,71 @@
+"""Reward a chat model for right answers (GRPO), with the tool in the loop.
+
+    accelerate launch -m chatsft.grpo recipes/grpo_gsm8k.yaml [key=value ...]
+
+TRL's GRPOTrainer does the learning. Rewards are the tasks' own scores, and keys of a recipe are those of TRL's GRPOConfig and
+of `chatsft/preference/arguments.py`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from transformers import TrainerCallback
+
+from chatsft.arguments import ModelArguments, RecipeError
+from chatsft.callbacks import FinalEvaluation, set_verbosity
+from chatsft.model.nanochat_checkpoint import is_nanochat_checkpoint
+from chatsft.preference.arguments import GRPOArguments, PromptArguments
+from chatsft.preference.console import RewardLines
+from chatsft.preference.policy import load_policy
+from chatsft.preference.prompts import load_prompts, task_reward
+from chatsft.preference.run import load_eval_tasks, run
+from chatsft.preference.trainers import ToolGRPOTrainer
+from chatsft.recipe import Recipe, load_recipe
+
+ARGUMENTS = (ModelArguments, PromptArguments, GRPOArguments)
+CURVES = {"reward": "reward", "validation reward": "eval_reward"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; bad input ends it with one line on stderr and exit code 2, before anything is written."""
+    parser = argparse.ArgumentParser(prog="chatsft.grpo", description="Reward a chat model for right answers.", allow_abbrev=False)
+    parser.add_argument("recipe", help="YAML file; any key can follow as key=value or --key value")
+    options, overrides = parser.parse_known_args(argv)
+    try:
+        train(load_recipe(options.recipe, overrides, ARGUMENTS))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ToolGRPOTrainer:
+    """Train as the recipe says, save the model in output_dir, and return the trainer."""
+    args, data = recipe.training, recipe.data
+    set_verbosity()
+    eval_tasks = load_eval_tasks(recipe)
+    prompts, judges = load_prompts(data.train_mixture, data.data_root, "train_mixture")
+    eval_prompts, eval_judges = load_prompts(data.eval_mixture, data.data_root, "eval_mixture") if data.eval_mixture else (None, [])
+    if eval_prompts is not None:  # judged after the training tasks, in one list
+        eval_prompts = eval_prompts.map(lambda row: {"judge": row["judge"] + len(judges)})
+    if args.beta and is_nanochat_checkpoint(recipe.model.model_name_or_path):
+        raise RecipeError(
+            "beta needs a reference model, which TRL loads from a saved model. Convert the checkpoint first: chatsft.convert to-hf."
+        )
+    policy = load_policy(recipe.model, args.seed, with_reference=False)
+    trainer = ToolGRPOTrainer(
+        model=policy.model,
+        reward_funcs=task_reward([*judges, *eval_judges], policy.tokenizer),
+        args=args,
+        train_dataset=prompts,
+        eval_dataset=eval_prompts,
+        processing_class=policy.tokenizer,
+        callbacks=[RewardLines, FinalEvaluation, *callbacks],
+    )
+    run(trainer, recipe, policy, eval_tasks, prompts["source"], CURVES)
+    return trainer
+
+
+if __name__ == "__main__":
+    sys.exit(main())

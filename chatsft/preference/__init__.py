@@ -1,0 +1,1 @@
+"""Training on preferences and rewards after fine-tuning, with TRL's trainers."""
