@@ -183,7 +183,8 @@ def plan_batches(
     per_micro_batch = batch_size * world_size
     if not data.packing:
         accumulation = divide("target_examples_per_step", data.target_examples_per_step, per_micro_batch, "conversations")
-        return Batches(ConversationRows(rendered, single_rows(len(rendered))), PaddingCollator(pad_token_id), accumulation)
+        rows = fill_up(single_rows(len(rendered)), per_micro_batch)
+        return Batches(ConversationRows(rendered, rows), PaddingCollator(pad_token_id), accumulation)
     lengths = conversation_lengths(rendered).tolist()
     if data.total_batch_size is not None:
         accumulation = divide("total_batch_size", data.total_batch_size, per_micro_batch * data.max_length, "tokens")

@@ -5,15 +5,18 @@ import shutil
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate.utils.modeling import is_peft_model
 from huggingface_hub import HfApi
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from chatsft.arguments import ChatArguments
+from chatsft.arguments import ChatArguments, check_deepspeed
+from chatsft.model.head import GPTHead
 from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.optim.groups import parameter_groups
 from chatsft.optim.muon import MuonAdamW
@@ -50,12 +53,21 @@ class ChatTrainer(Trainer):
         elif self.args.compile_layers:
             logger.warning("torch_compile compiles the layers of chatsft's own models; %s runs as it is", type(base).__name__)
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled:
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = sharded_precision(self.accelerator.mixed_precision)
+
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             args = self.args
+            key = "lora_optimizer" if is_peft_model(self.model) else "optimizer"
+            optimizer = getattr(args, key)
+            if self.is_deepspeed_enabled:
+                check_deepspeed(key, optimizer)
             groups = parameter_groups(
                 self.model if model is None else model,
-                optimizer=args.lora_optimizer if is_peft_model(self.model) else args.optimizer,
+                optimizer=optimizer,
                 matrix_lr=args.matrix_lr,
                 embedding_lr=args.embedding_lr,
                 unembedding_lr=args.unembedding_lr,
@@ -64,7 +76,7 @@ class ChatTrainer(Trainer):
                 init_lr_frac=args.init_lr_frac,
                 precision=args.muon_precision,
             )
-            self.optimizer = MuonAdamW(groups)
+            self.optimizer = MuonAdamW(groups, process_group=dist.group.WORLD if args.world_size > 1 else None)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
@@ -94,6 +106,12 @@ class ChatTrainer(Trainer):
         alone = {"skip_logits": True, "use_cache": False}
         inputs = {**inputs, **alone} if self.skips_logits else plain_inputs(inputs, num_items_in_batch)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save a whole optimizer, though each process keeps a share of Muon's momentum."""
+        if isinstance(self.optimizer.optimizer, MuonAdamW):
+            self.optimizer.optimizer.consolidate_state_dict(keep=self.args.should_save)
+        super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         """Read another model's weights back as from_pretrained does: some rename them on saving, and Trainer would leave those out."""
@@ -187,12 +205,20 @@ class ChatTrainer(Trainer):
 def can_skip_logits(model: nn.Module) -> bool:
     """Tell whether a model computes the loss on supervised positions alone: ours do, as long as their head is a plain one."""
     base = without_adapter(model)
-    return isinstance(base, GPTForCausalLM) and isinstance(base.lm_head, nn.Linear)
+    return isinstance(base, GPTForCausalLM) and isinstance(base.lm_head, GPTHead)
 
 
 def without_adapter(model: nn.Module) -> nn.Module:
     """Return the base of an adapter, and any other model as it is."""
     return model.get_base_model() if is_peft_model(model) else model
+
+
+def sharded_precision(mixed_precision: str) -> MixedPrecisionPolicy:
+    """Return what FSDP2 computes in, as autocast would: weights in half, but rotary tables, loss and sums of gradients in float32."""
+    if mixed_precision == "no":
+        return MixedPrecisionPolicy()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
+    return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 def plain_inputs(inputs: dict, num_items_in_batch: torch.Tensor | None) -> dict:
