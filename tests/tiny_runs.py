@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from datasets import Dataset
 from torch.distributed.tensor import DTensor
@@ -44,8 +44,8 @@ class ShardedTrainer(ChatTrainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        state = self.accelerator.state
-        state.distributed_type, self.is_fsdp_enabled = DistributedType.FSDP, True
+        state, self.is_fsdp_enabled = self.accelerator.state, True
+        state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         state.fsdp_plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="FULL_STATE_DICT", cpu_ram_efficient_loading=False
         )
@@ -84,7 +84,7 @@ def train_tiny(
     output_dir: Path, generation: str, packing: bool, sharding: str = "ddp", optimizer: str | None = None, steps: int = STEPS, **settings
 ) -> Run:
     """Train as the recipe of a tiny model would, on as many processes as there are; rank 0 returns the whole run."""
-    AcceleratorState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     model = build_model(generation)
     start = {name: param.detach().clone() for name, param in model.named_parameters()}

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import closing
 
-SECONDS = 240
+SECONDS = 90
 """How long a function may take before its processes count as stuck."""
 
 
@@ -34,10 +34,10 @@ class TwoProcesses:
             child.kill()
             child.join()
 
-    def run(self, function: Callable, *args) -> list:
-        """Call function(*args) on both ranks at once and return what each returned."""
+    def run(self, function: Callable, *args, **kwargs) -> list:
+        """Call function(*args, **kwargs) on both ranks at once and return what each returned."""
         for pipe in self.pipes:
-            pipe.send_bytes(pickle.dumps((function, args)))
+            pipe.send_bytes(pickle.dumps((function, args, kwargs)))
         results = [self._receive(pipe) for pipe in self.pipes]
         failures = [text for failed, text in results if failed]
         assert not failures, "\n".join(failures)
@@ -56,9 +56,9 @@ def serve(pipe, rank: int, port: int) -> None:
 
     torch.distributed.init_process_group("gloo")
     while True:
-        function, args = pickle.loads(pipe.recv_bytes())
+        function, args, kwargs = pickle.loads(pipe.recv_bytes())
         try:
-            answer = False, function(*args)
+            answer = False, function(*args, **kwargs)
         except Exception:
             answer = True, f"rank {rank}: {traceback.format_exc()}"
         pipe.send_bytes(pickle.dumps(answer))
