@@ -192,7 +192,7 @@ class GPTPreTrainedModel(PreTrainedModel):
     def _init_weights_2025(self, module: nn.Module) -> None:
         """Normal with std = min(1, sqrt(rows / columns)) / sqrt(columns) (arXiv 2310.17813); embedding std 1; head zero."""
         if isinstance(module, nn.Linear):
-            rows, columns = module.weight.shape
+            rows, columns = module.out_features, module.in_features  # under ZeRO-3 a weight lies in pieces
             init.normal_(module.weight, std=columns**-0.5 * min(1.0, (rows / columns) ** 0.5))
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=1.0)
