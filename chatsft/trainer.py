@@ -48,6 +48,10 @@ class ChatTrainer(Trainer):
         self.skips_logits = can_skip_logits(self.model)
         if not self.model_accepts_loss_kwargs:
             raise ValueError(f"{type(base).__name__} takes no num_items_in_batch, without which the loss cannot be averaged over a step.")
+        if self.args.compile_scope == "stack" and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                "compile_scope is 'stack', but FSDP2 and DeepSpeed gather the weights of each layer around it. Set it to 'layer'."
+            )
         if self.args.compile_layers and isinstance(base, GPTForCausalLM):
             base.model.compile_layers(self.args.compile_scope == "stack", self.args.activation_memory_budget)
         elif self.args.compile_layers:

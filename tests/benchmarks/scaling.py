@@ -26,7 +26,7 @@ from transformers import TrainerCallback
 from chatsft.arguments import ChatArguments
 from chatsft.data.collator import FlatteningCollator
 from chatsft.data.packing import ConversationRows, pack_rows
-from chatsft.model.head_loss import CHUNK
+from chatsft.model.head_loss import chunk_size
 from chatsft.trainer import ChatTrainer
 from tests.benchmarks.training import LENGTH, StepTimer, build_model, conversations
 
@@ -46,14 +46,6 @@ class ReplicatedMuon(ChatTrainer):
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         super().create_optimizer(model).process_group = None
         return self.optimizer
-
-
-class OneGraph(ChatTrainer):
-    """Compile all layers into one graph, which hands DDP every gradient at its end."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.model.model.compile_layers()
 
 
 class OptimizerProbe(TrainerCallback):
@@ -83,29 +75,29 @@ def build_trainer(kind: type[ChatTrainer], model, rows: list, data, generation: 
         disable_tqdm=True,
         **settings,
     )
-    collator = FlatteningCollator(LENGTH, 0, max(map(len, rows)), CHUNK)
+    collator = FlatteningCollator(LENGTH, 0, max(map(len, rows)), chunk_size(args.per_device_train_batch_size * LENGTH))
     return kind(model=model, args=args, train_dataset=ConversationRows(data, rows), data_collator=collator, callbacks=[*callbacks])
 
 
-def measure(kind: type[ChatTrainer], depth: int, rows_per_gpu: int, steps: int) -> dict:
+def measure(kind: type[ChatTrainer], depth: int, rows_per_gpu: int, steps: int, **settings) -> dict:
     """Time full optimizer steps and weigh what one process holds."""
     release_memory()
     world_size = PartialState().num_processes
-    total, timer, probe = WARMUP + steps + PROBES, StepTimer(), OptimizerProbe(WARMUP + steps)
+    total, timer, probe = WARMUP + steps + PROBES, StepTimer(WARMUP), OptimizerProbe(WARMUP + steps)
     count = rows_per_gpu * world_size * total
     data = conversations(count * 6, VOCABULARY)
     rows = pack_rows([len(ids) for ids in data["input_ids"]], LENGTH)[:count]
     model = build_model(depth, VOCABULARY, "2025")
-    settings = {"per_device_train_batch_size": rows_per_gpu, "max_steps": total, "logging_steps": 10_000}
+    settings |= {"per_device_train_batch_size": rows_per_gpu, "max_steps": total, "logging_steps": 10_000}
     trainer = build_trainer(kind, model, rows, data, "2025", [timer, probe], **settings)
     timer.trainer = trainer
     trainer.train()
-    (start, before), (end, after) = timer.marks[WARMUP - 1], timer.marks[WARMUP + steps - 1]
-    tokens = trainer.accelerator.reduce(torch.tensor(float(after - before), device=trainer.args.device)).item()
+    seconds, tokens = timer.read(steps)
+    tokens = trainer.accelerator.reduce(torch.tensor(float(tokens), device=trainer.args.device)).item()
     return {
-        "ms": round((end - start) / steps * 1e3, 1),
+        "ms": round(seconds * 1e3, 1),
         "optimizer_ms": round(min(probe.seconds) * 1e3, 1),
-        "real_tok_s": int(tokens / (end - start)),
+        "real_tok_s": int(tokens / seconds),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
         "optimizer_gib": round(state_bytes(trainer.optimizer) / 2**30, 2),
     }
@@ -139,12 +131,12 @@ def release_memory() -> None:
 
 def run_part(part: str, options: argparse.Namespace) -> None:
     """Do one launch's share and print its results, one JSON object a line."""
-    kinds = {"shared": ChatTrainer, "replicated": ReplicatedMuon, "shared, layers in one graph": OneGraph}
-    if part != "ddp":
-        kinds = {{"one": "alone", "fsdp2": "shared"}[part]: ChatTrainer}
+    variants = {"alone" if part == "one" else "shared": (ChatTrainer, {})}
+    if part == "ddp":
+        variants |= {"replicated": (ReplicatedMuon, {}), "shared, layers in one graph": (ChatTrainer, {"compile_scope": "stack"})}
     for depth in options.depths:
-        for name, kind in kinds.items():
-            report({"part": part, "depth": depth, "muon": name} | measure(kind, depth, options.rows, options.steps))
+        for name, (kind, settings) in variants.items():
+            report({"part": part, "depth": depth, "muon": name} | measure(kind, depth, options.rows, options.steps, **settings))
     for generation in ("2025", "2026"):
         report({"part": part} | train_for_losses(generation))
     if dist.is_initialized():
