@@ -98,7 +98,7 @@ def train_tiny(
         embedding_lr=0.01,
         unembedding_lr=0.004,
         scalar_lr=0.05,
-        weight_decay=0.1,
+        weight_decay=0.01,  # decays where the step does too: of ten times as much, one rounded sign would be half the tolerance
         init_lr_frac=0.1,
         per_device_train_batch_size=2 // world_size if packing else 4 // world_size,
         max_steps=steps,
