@@ -197,6 +197,15 @@ class ChatArguments(RunArguments, TrainingArguments):
             raise RecipeError("label_smoothing_factor is set, but the loss on trained positions is not smoothed. Leave it out.")
 
 
+def check_deepspeed(key: str, optimizer: str) -> None:
+    """Refuse Muon under DeepSpeed, whose ZeRO hands the optimizer flat pieces of the parameters, before anything is loaded."""
+    if optimizer != "adamw":
+        raise RecipeError(
+            f"{key} is {optimizer!r}, but DeepSpeed's ZeRO flattens the parameters and Muon needs whole matrices. "
+            f"Set {key}: adamw, or launch with accelerate_configs/ddp.yaml or fsdp2.yaml, under which Muon's state is shared out too."
+        )
+
+
 def _changed(arguments: ModelArguments) -> list[str]:
     """List the settings that are not at their defaults."""
     return [entry.name for entry in fields(arguments) if getattr(arguments, entry.name) != entry.default]

@@ -4,11 +4,12 @@ import shutil
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate.utils.modeling import is_peft_model
 from huggingface_hub import HfApi
 from torch.optim.lr_scheduler import LambdaLR
 
-from chatsft.arguments import RunArguments
+from chatsft.arguments import RunArguments, check_deepspeed
 from chatsft.nanochat_origin import EXTRA_FILE, Origin, save_origin
 from chatsft.optim.groups import parameter_groups
 from chatsft.optim.muon import MuonAdamW
@@ -28,9 +29,13 @@ class NanochatTraining:
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             args = self.args
+            key = "lora_optimizer" if is_peft_model(self.model) else "optimizer"
+            optimizer = getattr(args, key)
+            if self.is_deepspeed_enabled:
+                check_deepspeed(key, optimizer)
             groups = parameter_groups(
                 self.model if model is None else model,
-                optimizer=args.lora_optimizer if is_peft_model(self.model) else args.optimizer,
+                optimizer=optimizer,
                 matrix_lr=args.matrix_lr,
                 embedding_lr=args.embedding_lr,
                 unembedding_lr=args.unembedding_lr,
@@ -39,7 +44,7 @@ class NanochatTraining:
                 init_lr_frac=args.init_lr_frac,
                 precision=args.muon_precision,
             )
-            self.optimizer = MuonAdamW(groups)
+            self.optimizer = MuonAdamW(groups, process_group=dist.group.WORLD if args.world_size > 1 else None)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
@@ -53,6 +58,12 @@ class NanochatTraining:
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, multiplier)
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save a whole optimizer, though each process keeps a share of Muon's momentum."""
+        if isinstance(self.optimizer.optimizer, MuonAdamW):
+            self.optimizer.optimizer.consolidate_state_dict(keep=self.args.should_save)
+        super()._save_optimizer_and_scheduler(output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save what nanochat kept beside the base too, so that any checkpoint goes back to nanochat."""

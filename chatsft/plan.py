@@ -66,7 +66,7 @@ def estimate_memory(model: PreTrainedModel, args: ChatArguments, tokens: int) ->
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = parameter_groups(model, optimizer=args.optimizer, matrix_lr=0, embedding_lr=0, unembedding_lr=0, scalar_lr=0)
-    states = {"muon": 1, "adamw": 2}
+    states = {"muon": 1 / args.world_size, "adamw": 2}  # numbers a weight; the processes share Muon's
     number_size = 2 if args.bf16 or args.fp16 else 4
     config = model.config.get_text_config()
     sizes = {

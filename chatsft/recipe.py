@@ -1,6 +1,7 @@
 """Recipes: flat YAML plus overrides become argument dataclasses."""
 
 import difflib
+import os
 import re
 import types
 import typing
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from chatsft.arguments import ChatArguments, DataArguments, ModelArguments, RecipeError, RunArguments
+from chatsft.arguments import ChatArguments, DataArguments, ModelArguments, RecipeError, RunArguments, check_deepspeed
 
 REPLACED = {
     "learning_rate": "matrix_lr, embedding_lr, unembedding_lr and scalar_lr",
@@ -53,6 +54,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), arguments: tupl
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             raise RecipeError(f"{path}: unknown key {name!r}." + (f" Did you mean {nearest[0]!r}?" if nearest else ""))
+    if settings.get("deepspeed") or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        key = "lora_optimizer" if settings.get("lora_r") else "optimizer"
+        check_deepspeed(key, settings.get(key, getattr(ChatArguments, key)))
     groups = [{name: value for name, value in settings.items() if known[name] is owner} for owner in arguments]
     built = (_build(owner, group, path) for owner, group in zip(arguments, groups, strict=True))
     recipe = Recipe(*built, folder=Path(path).parent, settings=settings)

@@ -163,11 +163,12 @@ def plan_batches(
     """
     per_micro_batch = batch_size * world_size
     if not data.packing:
-        accumulation = divide("target_examples_per_step", data.target_examples_per_step, per_micro_batch, "conversations")
-        return Batches(ConversationRows(rendered, single_rows(len(rendered))), PaddingCollator(pad_token_id), accumulation)
+        accumulation = divide("target_examples_per_step", data.target_examples_per_step, batch_size, world_size)
+        rows = fill_up(single_rows(len(rendered)), per_micro_batch)
+        return Batches(ConversationRows(rendered, rows), PaddingCollator(pad_token_id), accumulation)
     lengths = conversation_lengths(rendered).tolist()
     if data.total_batch_size is not None:
-        accumulation = divide("total_batch_size", data.total_batch_size, per_micro_batch * data.max_length, "tokens")
+        accumulation = divide("total_batch_size", data.total_batch_size, batch_size, world_size, data.max_length)
         rows = fill_up(shuffle_rows(pack_rows(lengths, data.max_length), seed), per_micro_batch)
     else:
         rows, rows_per_step = pack_steps(lengths, data.target_examples_per_step, data.max_length, per_micro_batch)
@@ -211,16 +212,40 @@ def plan_evaluation(rendered: datasets.Dataset, args: ChatArguments, pad_token_i
     return Batches(ConversationRows(rendered, fill_up(rows, args.per_device_eval_batch_size * args.world_size)), collator, 1)
 
 
-def divide(key: str, wanted: int, per_micro_batch: int, unit: str) -> int:
-    """Return the micro-batches that make up a step, or say which values of the key would do."""
-    if wanted % per_micro_batch:
-        below = wanted // per_micro_batch * per_micro_batch
-        nearest = " or ".join(str(value) for value in (below, below + per_micro_batch) if value)
-        raise RecipeError(
-            f"{key} is {wanted}, but one micro-batch over all processes takes {per_micro_batch} {unit}, which does not divide it. "
-            f"Set {key} to {nearest}, or change per_device_train_batch_size."
-        )
-    return wanted // per_micro_batch
+def divide(key: str, wanted: int, batch_size: int, world_size: int, row: int = 1) -> int:
+    """Return the micro-batches that make up a step, or say which values would do.
+
+    Args:
+        wanted: conversations or, with `row` tokens in each row, tokens of a step.
+    """
+    per_micro_batch = batch_size * world_size * row
+    if wanted % per_micro_batch == 0:
+        return wanted // per_micro_batch
+    below = wanted // per_micro_batch * per_micro_batch
+    ways = [f"{key} to {_any_of([below, below + per_micro_batch])}"]
+    if wanted % (world_size * row) == 0:
+        ways.append(f"per_device_train_batch_size to {_any_of(divisors(wanted // (world_size * row)))}")
+    if wanted % (batch_size * row) == 0:
+        ways.append(f"the number of processes to {_any_of(divisors(wanted // (batch_size * row)))}")
+    unit = "conversations" if row == 1 else "tokens"
+    raise RecipeError(
+        f"{key} is {wanted}, but {world_size} x {batch_size} rows (processes x per_device_train_batch_size) take {per_micro_batch} {unit} "
+        f"at a time, which does not divide it. Set {', or '.join(ways)}."
+    )
+
+
+def divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def _any_of(values: list[int]) -> str:
+    """Write the largest values that would do.
+
+    >>> _any_of([0, 8, 16])
+    '8 or 16'
+    """
+    *others, last = [str(value) for value in values if value][-8:]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 if __name__ == "__main__":

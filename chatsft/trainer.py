@@ -5,11 +5,13 @@ import logging
 import torch
 from accelerate.utils.modeling import is_peft_model
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from chatsft.arguments import ChatArguments
+from chatsft.model.head import GPTHead
 from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.nanochat_training import NanochatTraining
 from chatsft.throughput import ThroughputMeter
@@ -39,10 +41,19 @@ class ChatTrainer(NanochatTraining, Trainer):
         self.skips_logits = can_skip_logits(self.model)
         if not self.model_accepts_loss_kwargs:
             raise ValueError(f"{type(base).__name__} takes no num_items_in_batch, without which the loss cannot be averaged over a step.")
+        if self.args.compile_scope == "stack" and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                "compile_scope is 'stack', but FSDP2 and DeepSpeed gather the weights of each layer around it. Set it to 'layer'."
+            )
         if self.args.compile_layers and isinstance(base, GPTForCausalLM):
             base.model.compile_layers(self.args.compile_scope == "stack", self.args.activation_memory_budget)
         elif self.args.compile_layers:
             logger.warning("torch_compile compiles the layers of chatsft's own models; %s runs as it is", type(base).__name__)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled:
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = sharded_precision(self.accelerator.mixed_precision)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Take the micro-batches of one optimizer step and count what they train."""
@@ -135,12 +146,20 @@ class ChatTrainer(NanochatTraining, Trainer):
 def can_skip_logits(model: nn.Module) -> bool:
     """Tell whether a model computes the loss on supervised positions alone: ours do, as long as their head is a plain one."""
     base = without_adapter(model)
-    return isinstance(base, GPTForCausalLM) and isinstance(base.lm_head, nn.Linear)
+    return isinstance(base, GPTForCausalLM) and isinstance(base.lm_head, GPTHead)
 
 
 def without_adapter(model: nn.Module) -> nn.Module:
     """Return the base of an adapter, and any other model as it is."""
     return model.get_base_model() if is_peft_model(model) else model
+
+
+def sharded_precision(mixed_precision: str) -> MixedPrecisionPolicy:
+    """Return what FSDP2 computes in, as autocast would: weights in half, but rotary tables, loss and sums of gradients in float32."""
+    if mixed_precision == "no":
+        return MixedPrecisionPolicy()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
+    return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 def plain_inputs(inputs: dict, num_items_in_batch: torch.Tensor | None) -> dict:

@@ -89,3 +89,31 @@ def test_an_override_that_is_no_yaml_is_refused():
 def test_a_missing_recipe_is_named(tmp_path):
     with pytest.raises(RecipeError, match="There is no recipe"):
         load_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["optimizer=muon_2026"], "optimizer is 'muon_2026', but DeepSpeed's ZeRO flattens.*Set optimizer: adamw"),
+        ([], "optimizer is 'muon_2025'"),
+        (["lora_r=4", "lora_optimizer=muon_2025"], "lora_optimizer is 'muon_2025'"),
+    ],
+)
+def test_muon_under_deepspeed_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, settings, message):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(tmp_path), settings)
+
+
+@pytest.mark.parametrize("settings", [["optimizer=adamw"], ["lora_r=4"]])
+def test_adamw_under_deepspeed_is_not(tmp_path, monkeypatch, settings):
+    class Accepted(Exception):
+        pass
+
+    def build(*parts):  # in place of arguments that need DeepSpeed installed
+        raise Accepted
+
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setattr("chatsft.recipe._build", build)
+    with pytest.raises(Accepted):
+        load_recipe(write(tmp_path), settings)

@@ -8,9 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import chatsft
+from chatsft.arguments import RecipeError
 from chatsft.model.nanochat_checkpoint import our_name
 from chatsft.recipe import load_recipe
-from chatsft.train import main, train
+from chatsft.train import divide, main, train
 from tests.model.oracle import FIXTURES, load_json
 
 PARITY = Path(__file__).parent.parent / "recipes" / "parity.yaml"
@@ -256,3 +257,23 @@ def test_raw_text_in_the_mixture_is_trained_beside_conversations(tmp_path):
 
 def conversation_of(line: list | dict) -> dict:
     return line if isinstance(line, dict) else {"messages": line}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((32, 8, 3), "target_examples_per_step to 24 or 48, or the number of processes to 1, 2 or 4."),
+        ((32, 12, 2), "target_examples_per_step to 24 or 48, or per_device_train_batch_size to 1, 2, 4, 8 or 16."),
+        ((4, 8, 1), "target_examples_per_step to 8, or per_device_train_batch_size to 1, 2 or 4."),
+        ((30, 4, 4), "target_examples_per_step to 16 or 32."),
+    ],
+)
+def test_processes_and_batch_that_do_not_divide_a_step_are_told_what_does(sizes, message):
+    with pytest.raises(RecipeError, match=f"Set {message}"):
+        divide("target_examples_per_step", *sizes)
+
+
+def test_tokens_of_a_step_are_divided_by_whole_rows():
+    assert divide("total_batch_size", 4096, 2, 4, 256) == 2
+    with pytest.raises(RecipeError, match=r"take 768 tokens at a time.*to 1536 or 2304, or per_device_train_batch_size to 1, 2, 4 or 8\."):
+        divide("total_batch_size", 2048, 3, 1, 256)

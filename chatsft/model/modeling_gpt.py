@@ -26,7 +26,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import VARLEN, eager_attention_forward, varlen_attention_forward
 from .configuration_gpt import GPTConfig
-from .head_loss import supervised_loss, token_losses
+from .head import GPTHead
 from .positions import count_positions, exchange_last_ids, restarts
 from .rotary import rotary_embeddings, rotate
 from .serving import ENGINES, check_engine, runs_in_engine
@@ -192,7 +192,7 @@ class GPTPreTrainedModel(PreTrainedModel):
     def _init_weights_2025(self, module: nn.Module) -> None:
         """Normal with std = min(1, sqrt(rows / columns)) / sqrt(columns) (arXiv 2310.17813); embedding std 1; head zero."""
         if isinstance(module, nn.Linear):
-            rows, columns = module.weight.shape
+            rows, columns = module.out_features, module.in_features  # under ZeRO-3 a weight lies in pieces
             init.normal_(module.weight, std=columns**-0.5 * min(1.0, (rows / columns) ** 0.5))
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=1.0)
@@ -382,7 +382,7 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
             raise ValueError("tie_word_embeddings is set, but nanochat's head has weights of its own. Leave it out.")
         self.model = GPTModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = GPTHead(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -396,6 +396,11 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head = value
+
+    def _get_resized_lm_head(self, *args, **kwargs) -> GPTHead:
+        """Keep a head that computes the loss: transformers builds a plain linear layer."""
+        head = super()._get_resized_lm_head(*args, **kwargs)
+        return head if isinstance(head, GPTHead) else GPTHead.of(head)
 
     create_masks_for_generate = staticmethod(window_masks)
 
@@ -469,9 +474,8 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
     def _loss_alone(self, hidden_states, shift_labels, supervised_positions, num_items_in_batch, reduce_loss) -> torch.Tensor:
         if shift_labels is None:
             raise ValueError("skip_logits returns the loss alone, which needs labels. Pass labels or shift_labels.")
-        compute = supervised_loss if reduce_loss else token_losses
         softcap = self.config.final_logit_softcapping
-        loss = compute(hidden_states, self.lm_head.weight, shift_labels, softcap, supervised_positions)
+        loss = self.lm_head(hidden_states, shift_labels, softcap, supervised_positions, reduce_loss)
         if not reduce_loss:
             return loss
         return loss / ((shift_labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 
 OPTIMIZERS = ("muon_2025", "muon_2026", "adamw")
@@ -59,7 +60,7 @@ def parameter_groups(
     """
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer {optimizer!r} is unknown, expected one of {', '.join(OPTIMIZERS)}.")
-    width_scale = (model.get_input_embeddings().weight.shape[1] / 768) ** -0.5
+    width_scale = (_whole_shape(model.get_input_embeddings().weight)[1] / 768) ** -0.5
     rates = {
         "unembedding": unembedding_lr * width_scale,
         "embedding": embedding_lr * width_scale,
@@ -122,9 +123,15 @@ def _role_by_name(name: str) -> str | None:
 
 
 def _role_by_shape(param: nn.Parameter, most_dimensions: int) -> str | None:
-    if param.ndim <= 1:
+    dimensions = len(_whole_shape(param))
+    if dimensions <= 1:
         return "vectors"
-    return "matrices" if param.ndim <= most_dimensions else None
+    return "matrices" if dimensions <= most_dimensions else None
+
+
+def _whole_shape(param: nn.Parameter) -> torch.Size:
+    """Return the shape of a parameter, of which ZeRO-3 holds a flat piece and notes the whole."""
+    return getattr(param, "ds_shape", param.shape)
 
 
 def _hyperparameters(role: str, optimizer: str, weight_decay: float, precision: str | None) -> dict:

@@ -1,13 +1,16 @@
 """MuonAdamW: Muon for matrices, AdamW for everything else, in one optimizer."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
+from chatsft.optim.distributed import Alone, assign_owners, exchange_between, gather_states, local, num_processes, zeros_beside
 from chatsft.optim.orthogonalization import orthogonalize_2025, orthogonalize_2026, reduce_variance, second_momentum_shape
 from chatsft.optim.schedule import muon_momentum
 
@@ -30,11 +33,18 @@ class MuonAdamW(torch.optim.Optimizer):
 
     An "adamw" group runs torch's own AdamW and keeps its state names.
 
+    Several processes share the work and the state of Muon (see chatsft.optim.distributed). Parameters that FSDP2 sharded are recognised.
+    Where every process holds all parameters and the same gradients (DDP), name their group: then each process keeps the momentum of its
+    share alone, and `consolidate_state_dict` has to run on all of them before one calls `state_dict`.
+
     Args:
         params: parameter groups, each with `kind` and `lr`, as `parameter_groups` makes them.
+        process_group: the processes that hold the same parameters; None where each steps all of its own.
     """
 
-    def __init__(self, params: Iterable[dict]):
+    def __init__(self, params: Iterable[dict], process_group: ProcessGroup | None = None):
+        self.process_group = process_group
+        self.consolidated = None
         super().__init__(params, defaults={})
 
     def add_param_group(self, param_group: dict) -> None:
@@ -47,7 +57,7 @@ class MuonAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
         """Update every parameter that has a gradient; the others, and their state, are left alone."""
-        loss = None
+        loss, self.consolidated = None, None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -60,13 +70,14 @@ class MuonAdamW(torch.optim.Optimizer):
         return loss
 
     def _step_adamw(self, group: dict, params: list[Tensor]) -> None:
+        """Step elementwise, so that of a sharded parameter every process steps what it holds."""
         states = [self._adamw_state(param) for param in params]
         fused = all(param.is_cuda for param in params)
         adamw(
-            params,
-            [param.grad for param in params],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            [local(param) for param in params],
+            [local(param.grad) for param in params],
+            [local(state["exp_avg"]) for state in states],
+            [local(state["exp_avg_sq"]) for state in states],
             [],
             [state["step"] for state in states],
             fused=fused,
@@ -82,29 +93,42 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def _step_muon(self, group: dict, params: list[Tensor]) -> None:
         momentum = muon_momentum(group["num_steps"], group["momentum"], group["momentum_warmup_steps"])
-        gradients = [param.grad for param in params]
-        buffers = [self._muon_state(param, group["rule"])["momentum_buffer"] for param in params]
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        nesterov = torch._foreach_lerp(gradients, buffers, momentum)
+        owners, exchanges = self._owners(group), []
         for indices in _same_shape(params):
-            stacked = torch.stack([nesterov[i] for i in indices])
-            self._apply_muon(group, [params[i] for i in indices], stacked)
+            matrices = [params[index] for index in indices]
+            exchange = exchange_between(matrices, [owners[param] for param in matrices], self.process_group)
+            self._step_matrices(group, exchange, momentum)
+            exchange.publish()
+            exchanges.append(exchange)
+        for exchange in exchanges:
+            exchange.finish()
         group["num_steps"] += 1
 
-    def _apply_muon(self, group: dict, params: list[Tensor], stacked: Tensor) -> None:
-        """Turn the stacked momenta (n, rows, columns) of equal matrices into their step."""
-        directions = _orthogonalize(stacked, group["rule"], group["precision"])
+    def _step_matrices(self, group: dict, exchange: Alone, momentum: float) -> None:
+        """Turn the gradients of equal matrices into their step: elementwise on what this process holds, the rest on whole matrices."""
+        params = exchange.mine
+        if not params:
+            return
+        states = [self._muon_state(param, group["rule"]) for param in params]
+        gradients, buffers = [local(param.grad) for param in params], [local(state["momentum_buffer"]) for state in states]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        nesterov = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
+        rows, columns = params[0].shape
+        directions = _orthogonalize(exchange.to_owners(nesterov, rows), group["rule"], group["precision"])
         if group["rule"] == "2026":
-            buffers = [self.state[param]["second_momentum_buffer"] for param in params]
-            second_momentum = torch.stack(buffers).float()
-            directions = reduce_variance(directions, second_momentum, beta2=0.9)
-            torch._foreach_copy_(buffers, list(second_momentum.unbind()))
+            directions = _reduce_variance(directions, [local(state["second_momentum_buffer"]) for state in states], exchange)
+        directions, weights = exchange.to_holders(directions, rows), [local(param) for param in params]
         if group["weight_decay"]:
-            weights = torch.stack(params).float()
-            directions = directions + group["weight_decay"] * weights * (directions * weights >= 0)
-        rows, columns = stacked.shape[-2:]
+            stacked = torch.stack(weights).float()
+            directions = directions + group["weight_decay"] * stacked * (directions * stacked >= 0)
         learning_rate = group["lr"] * max(1.0, rows / columns) ** 0.5
-        torch._foreach_add_(params, list(directions.to(stacked.dtype).unbind()), alpha=-learning_rate)
+        torch._foreach_add_(weights, list(directions.to(nesterov.dtype).unbind()), alpha=-learning_rate)
+
+    def _owners(self, group: dict) -> dict[Tensor, int]:
+        """Name the process that orthogonalizes each matrix, the same on all of them and at every step."""
+        params = group["params"]
+        owners = assign_owners(tuple(tuple(param.shape) for param in params), num_processes(params[0], self.process_group))
+        return dict(zip(params, owners, strict=True))
 
     def _adamw_state(self, param: Tensor) -> dict:
         state = self.state[param]
@@ -121,8 +145,51 @@ class MuonAdamW(torch.optim.Optimizer):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(param)
         if rule == "2026" and "second_momentum_buffer" not in state:
-            state["second_momentum_buffer"] = param.new_zeros(second_momentum_shape(*param.shape))
+            state["second_momentum_buffer"] = zeros_beside(param, second_momentum_shape(*param.shape))
         return state
+
+    def consolidate_state_dict(self, keep: bool = True) -> None:
+        """Bring the momenta that other processes keep here, so that `state_dict` is whole, whatever the number of processes.
+
+        Every process of the group has to call this, those that do not write a checkpoint with keep=False. It holds until the next step.
+        """
+        if self.process_group is None:
+            return
+        rank, states, device = self.process_group.rank(), {}, None
+        for number, param, owner in self._lent_matrices():
+            device = param.device
+            if owner == rank and param in self.state:
+                states[number] = self.state[param]
+        gathered = gather_states(states, self.process_group, device, keep)
+        self.consolidated = gathered if keep else None
+
+    def state_dict(self) -> dict:
+        """Return the state of all processes.
+
+        Raises:
+            RuntimeError: where that of the others has not been brought here.
+        """
+        state_dict = super().state_dict()
+        if self.consolidated is not None:
+            return {**state_dict, "state": {**state_dict["state"], **self.consolidated}}
+        if any(owner != self.process_group.rank() for _, _, owner in self._lent_matrices(stepped=True)):
+            raise RuntimeError("other processes keep a part of the momentum. Call consolidate_state_dict() on every process first.")
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take over a whole state, but for the matrices that other processes keep."""
+        theirs = {number for number, _, owner in self._lent_matrices() if owner != self.process_group.rank()}
+        own = {number: state for number, state in state_dict["state"].items() if number not in theirs}
+        super().load_state_dict({**state_dict, "state": own})
+
+    def _lent_matrices(self, stepped: bool = False) -> Iterator[tuple[int, Tensor, int]]:
+        """Yield number, parameter and owner of each matrix that all processes hold and one keeps the state of, or of those stepped yet."""
+        start = 0
+        for group in self.param_groups:
+            if self.process_group is not None and group["kind"] == "muon" and (group["num_steps"] or not stepped):
+                owned = enumerate(self._owners(group).items(), start)
+                yield from ((number, param, owner) for number, (param, owner) in owned if not isinstance(param, DTensor))
+            start += len(group["params"])
 
 
 def _check_group(group: dict) -> None:
@@ -145,11 +212,24 @@ def _same_shape(params: list[Tensor]) -> list[list[int]]:
     """Return the indices of `params` that can be stacked, in order of first appearance."""
     indices = defaultdict(list)
     for index, param in enumerate(params):
-        indices[param.shape, param.dtype, param.device].append(index)
+        indices[param.shape, param.dtype, param.device, isinstance(param, DTensor)].append(index)
     return list(indices.values())
 
 
+def _reduce_variance(directions: Tensor, buffers: list[Tensor], exchange: Alone) -> Tensor:
+    """Apply NorMuon to whole matrices, whose second momenta are spread along their longer side."""
+    shape = second_momentum_shape(*directions.shape[-2:])
+    stacked = exchange.to_owners(torch.stack(buffers).flatten(1)[..., None], max(shape))
+    second_momentum = stacked.view(-1, *shape).float()
+    directions = reduce_variance(directions, second_momentum, beta2=0.9)
+    returned = exchange.to_holders(second_momentum.flatten(1)[..., None], max(shape))
+    torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(returned, buffers, strict=True)])
+    return directions
+
+
 def _orthogonalize(stacked: Tensor, rule: str, precision: str | None) -> Tensor:
+    if not len(stacked):  # this process owns none
+        return stacked.float()
     on_cuda = stacked.is_cuda
     function = _compiled(rule) if on_cuda else ORTHOGONALIZE[rule]
     return function(stacked, PRECISIONS[precision or ("bfloat16" if on_cuda else "float32")])

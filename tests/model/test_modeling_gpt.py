@@ -380,6 +380,8 @@ def test_resizing_the_vocabulary_resizes_everything_looked_up_by_id(build, extra
         model.resize_token_embeddings(size)
         assert torch.equal(model(ids).logits[..., : size - 12], before[..., : size - 12])
         ids[0, 3] = size - 1
+        loss = model(ids, labels=ids, skip_logits=True).loss
+        torch.testing.assert_close(loss, model(ids, labels=ids).loss)
         model.save_pretrained(tmp_path)
         assert torch.equal(GPTForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
 

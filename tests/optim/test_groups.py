@@ -159,3 +159,11 @@ def test_the_groups_step_every_parameter_of_a_model():
         param.grad = torch.ones_like(param)
     optimizer.step()
     assert all(not torch.equal(param, before[name]) for name, param in model.named_parameters())
+
+
+def test_pieces_of_matrices_under_zero3_are_grouped_as_matrices():
+    model = build_model()
+    expected = {group["name"]: len(group["params"]) for group in parameter_groups(model, optimizer="adamw", **RATES)}
+    for param in model.parameters():
+        param.ds_shape, param.data = param.shape, torch.empty(0)
+    assert {group["name"]: len(group["params"]) for group in parameter_groups(model, optimizer="adamw", **RATES)} == expected

@@ -1,0 +1,70 @@
+"""Two processes joined by gloo, started once and given one function after the other.
+
+Nothing here imports torch: the children set their environment first.
+"""
+
+import multiprocessing
+import os
+import pickle
+import socket
+import traceback
+from collections.abc import Callable
+from contextlib import closing
+
+SECONDS = 90
+"""How long a function may take before its processes count as stuck."""
+
+
+class TwoProcesses:
+    """A pool of two ranks. Functions are given by name, so they have to be at the top of a module."""
+
+    def __enter__(self) -> "TwoProcesses":
+        context, port = multiprocessing.get_context("spawn"), free_port()
+        self.pipes, self.children = [], []
+        for rank in range(2):
+            ours, theirs = context.Pipe()
+            child = context.Process(target=serve, args=(theirs, rank, port), daemon=True)
+            child.start()
+            self.pipes.append(ours)
+            self.children.append(child)
+        return self
+
+    def __exit__(self, *error) -> None:
+        for child in self.children:
+            child.kill()
+            child.join()
+
+    def run(self, function: Callable, *args, **kwargs) -> list:
+        """Call function(*args, **kwargs) on both ranks at once and return what each returned."""
+        for pipe in self.pipes:
+            pipe.send_bytes(pickle.dumps((function, args, kwargs)))
+        results = [self._receive(pipe) for pipe in self.pipes]
+        failures = [text for failed, text in results if failed]
+        assert not failures, "\n".join(failures)
+        return [result for _, result in results]
+
+    def _receive(self, pipe) -> tuple[bool, object]:
+        if not pipe.poll(SECONDS):
+            return True, f"no answer within {SECONDS} seconds"
+        return pickle.loads(pipe.recv_bytes())
+
+
+def serve(pipe, rank: int, port: int) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", OMP_NUM_THREADS="1")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
+    import torch.distributed
+
+    torch.distributed.init_process_group("gloo")
+    while True:
+        function, args, kwargs = pickle.loads(pipe.recv_bytes())
+        try:
+            answer = False, function(*args, **kwargs)
+        except Exception:
+            answer = True, f"rank {rank}: {traceback.format_exc()}"
+        pipe.send_bytes(pickle.dumps(answer))
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
