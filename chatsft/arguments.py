@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, field, fields
 
+import torch
 from huggingface_hub import constants, get_token
 from transformers import TrainingArguments
 
@@ -180,14 +181,14 @@ class ChatArguments(RunArguments, TrainingArguments):
     gpu_hour_price: float | None = None
     compile_scope: str = "layer"
     activation_memory_budget: float = 1.0
-    # Batches go to the GPU while it works on the one before.
-    accelerator_config: dict | str | None = field(default_factory=lambda: {"non_blocking": True})
     # The mixture is shuffled already.
     train_sampling_strategy: str = "sequential"
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
 
     def __post_init__(self):
         self.compile_layers, self.torch_compile = self.torch_compile, False
+        if self.accelerator_config is None and torch.cuda.is_available():  # batches go to the GPU while it works on the one before
+            self.accelerator_config = {"non_blocking": True}
         super().__post_init__()
         _check_choice("loss_average", self.loss_average, ("token", "micro_batch"))
         _check_choice("compile_scope", self.compile_scope, ("layer", "stack"))
