@@ -23,6 +23,7 @@ class ModelArguments:
     Args:
         model_name_or_path: a save_pretrained folder, a Hub id, or a nanochat checkpoint folder.
         tokenizer_path: a tokenizer of its own; needed for a nanochat checkpoint (the folder of tokenizer.pkl).
+        load_optimizer: go on with the momenta of nanochat's pretraining, from the optim_*_rank*.pt beside a nanochat checkpoint (2026).
         attn_implementation: attention backend; by default "varlen" when packing and "sdpa" otherwise, where the model allows it.
         lora_r: rank of a LoRA adapter, trained in place of the weights; None trains the weights.
         lora_alpha: scale of the adapter, which counts lora_alpha / lora_r.
@@ -37,6 +38,7 @@ class ModelArguments:
 
     model_name_or_path: str
     tokenizer_path: str | None = None
+    load_optimizer: bool = False
     attn_implementation: str | None = None
     lora_r: int | None = None
     lora_alpha: int = 32
@@ -55,6 +57,8 @@ class ModelArguments:
                 raise RecipeError(f"{', '.join(idle)} has no effect without an adapter. Set lora_r, its rank, to 16 for example.")
         elif self.lora_r < 1:
             raise RecipeError(f"lora_r is {self.lora_r}; it must be at least 1.")
+        if self.load_optimizer and self.lora_r is not None:
+            raise RecipeError("load_optimizer has nothing to load for an adapter, which pretraining did not have. Leave it out.")
         if self.merge_adapter and self.load_in_4bit:
             raise RecipeError("merge_adapter cannot merge into a base of four bits. Leave one of merge_adapter and load_in_4bit out.")
 
@@ -172,17 +176,20 @@ class ChatArguments(RunArguments, TrainingArguments):
             compiles for longer and spares the host about a millisecond a layer and step: for small models and short runs of many steps.
         activation_memory_budget: with torch_compile, the share of the activations that is kept for the backward pass; below 1 the cheap
             ones are computed again (docs/benchmarks.md has memory and speed).
+        max_skipped_in_a_row: steps in a row that may be left out because of a NaN or for lack of memory before the run ends.
         dry_run: print the plan (rows, updates, memory, time) and stop before training.
         gpu_hour_price: what an hour of a GPU costs, for the plan.
     """
 
     loss_average: str = "token"
+    max_skipped_in_a_row: int = 10
     dry_run: bool = False
     gpu_hour_price: float | None = None
     compile_scope: str = "layer"
     activation_memory_budget: float = 1.0
     # The mixture is shuffled already.
     train_sampling_strategy: str = "sequential"
+    ddp_broadcast_buffers: bool | None = False
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
 
     def __post_init__(self):

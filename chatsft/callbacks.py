@@ -27,6 +27,8 @@ def log_line(global_step: int, logs: dict) -> str | None:
         return f"Step {global_step:05d} | Validation loss: {logs['eval_loss']:.6f}"
     if "lr_multiplier" not in logs:
         return None
+    if "loss" not in logs:
+        return f"Step {global_step - 1:05d} | left out, as were all since the last line | skipped: {logs['skipped_steps']}"
     parts = [
         f"Step {global_step - 1:05d}",
         f"Training loss: {logs['loss']:.6f}",
@@ -34,7 +36,9 @@ def log_line(global_step: int, logs: dict) -> str | None:
         f"num_tokens: {logs['supervised_tokens']:,}",
         f"tok/s: {logs['tokens_per_second']:,.0f}",
     ]
-    return " | ".join(parts + ([f"mfu: {logs['mfu']:.3f}"] if "mfu" in logs else []))
+    parts += [f"mfu: {logs['mfu']:.3f}"] if "mfu" in logs else []
+    parts += [f"skipped: {logs['skipped_steps']}"] if logs.get("skipped_steps") else []
+    return " | ".join(parts)
 
 
 class FinalEvaluation(TrainerCallback):

@@ -20,8 +20,11 @@ REPLACED = {
 }
 """Keys of TrainingArguments that chatsft has its own word for."""
 
-FOLLOWS = {"gradient_accumulation_steps": "target_examples_per_step or total_batch_size, from which it follows"}
-"""The same, where steps are counted in conversations or tokens."""
+OF_CHAT = {
+    "gradient_accumulation_steps": "target_examples_per_step or total_batch_size, from which it follows",
+    "enable_jit_checkpoint": "SIGTERM as it is, which always saves a checkpoint and ends the run",
+}
+"""The same, for supervised chat training."""
 
 ARGUMENTS = (ModelArguments, DataArguments, ChatArguments)
 
@@ -47,7 +50,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), arguments: tupl
     """
     settings = {**_read_yaml(Path(path)), **parse_overrides(overrides)}
     known = {name: owner for owner in arguments for name in _settable(owner)}
-    replaced = REPLACED | (FOLLOWS if DataArguments in arguments else {})
+    replaced = REPLACED | (OF_CHAT if DataArguments in arguments else {})
     for name in settings:
         if name in replaced:
             raise RecipeError(f"{path}: {name} has no effect here. Use {replaced[name]}.")

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from chatsft.arguments import RunArguments
 from chatsft.evaluation import EvaluationOptions, chatcore, evaluate_task
 from chatsft.evaluation.model_copy import copy_for_evaluation
 from chatsft.model.tokenization_gpt import GPTTokenizer
+from chatsft.nanochat_training import NanochatTraining
 from chatsft.tasks import Task
 from chatsft.throughput import ThroughputMeter
 
@@ -26,7 +27,9 @@ class TaskMetrics(TrainerCallback):
     through the trainer's log, to trainer_state.json and to wherever `report_to` sends them, and to the console in nanochat's form.
     """
 
-    def __init__(self, trainer: Trainer, tasks: Mapping[str, Task], tokenizer: GPTTokenizer, throughput: ThroughputMeter | None = None):
+    def __init__(
+        self, trainer: NanochatTraining, tasks: Mapping[str, Task], tokenizer: GPTTokenizer, throughput: ThroughputMeter | None = None
+    ):
         self.trainer, self.tasks, self.tokenizer, self.throughput = trainer, tasks, tokenizer, throughput
         self.last_step: int | None = None
 
@@ -35,7 +38,8 @@ class TaskMetrics(TrainerCallback):
             self.evaluate(args, state)
 
     def on_train_end(self, args: RunArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        self.evaluate(args, state)
+        if self.trainer.ending is None:  # a run that is told to stop has no time for it
+            self.evaluate(args, state)
 
     def on_log(self, args: RunArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs) -> None:
         if state.is_world_process_zero and (line := metrics_line(state.global_step, logs)):

@@ -34,7 +34,7 @@ class ThroughputMeter:
         """Return the figures since the last reading, for all processes, and begin a new interval."""
         seconds = time.perf_counter() - self.start
         tokens_per_second = self.tokens * self.num_processes / seconds
-        figures = {"tokens": self.tokens * self.num_processes, "tokens_per_second": round(tokens_per_second, 1)}
+        figures = {"tokens_per_second": round(tokens_per_second, 1)}
         if self.peak is not None:
             figures["mfu"] = round(6 * self.matmul_parameters * tokens_per_second / (self.peak * self.num_processes), 4)
         self.restart()

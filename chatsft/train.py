@@ -6,6 +6,9 @@ Recipe, model, data, batches, trainer: main reads downward, and each line names 
 """
 
 import argparse
+import hashlib
+import json
+import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -29,6 +32,8 @@ from chatsft.data.mixture import load_mixture
 from chatsft.data.packing import ConversationRows, conversation_lengths, fill_up, pack_rows, pack_steps, shuffle_rows, single_rows
 from chatsft.data.rendering import render_dataset, supervision_statistics
 from chatsft.evaluation.task_selection import select_tasks
+from chatsft.faults import TrainingFault
+from chatsft.health_warnings import HealthWarnings
 from chatsft.model.head_loss import chunk_size
 from chatsft.model.loading import load_model_and_tokenizer
 from chatsft.model.modeling_gpt import GPTForCausalLM
@@ -41,19 +46,28 @@ from chatsft.run_folder import save_run
 from chatsft.task_metrics import TaskMetrics
 from chatsft.tasks import Task
 from chatsft.trainer import ChatTrainer, can_skip_logits
+from chatsft.warm_start import plan_warm_start
+
+logger = logging.getLogger(__name__)
 
 EVALUATED_TOGETHER = 16
 """Batches of the validation loss that go through the model at a time; which conversations make a batch is the recipe's."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; bad input ends it with one line on stderr and exit code 2, before anything is written."""
+    """Run the program; bad input ends it with one line on stderr and exit code 2, before anything is written.
+
+    Exit code 1 is a run that faults ended, with a checkpoint; SIGTERM ends it with a checkpoint and 0.
+    """
     options, overrides = parse_arguments(argv)
     try:
         train(load_recipe(options.recipe, overrides))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except TrainingFault as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -67,6 +81,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
     """Train as the recipe says, save the model in output_dir, and return the trainer; a dry run prints its plan and returns None."""
     args, data = recipe.training, recipe.data
     set_verbosity()
+    warm_start = plan_warm_start(recipe.model, args.optimizer)
     model, tokenizer = load_model(recipe.model, data)
     with args.main_process_first(desc="data"):
         eval_tasks = load_eval_tasks(recipe, tokenizer) if args.eval_tasks else {}
@@ -93,7 +108,8 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
         data_collator=batches.collator,
         eval_data_collator=evaluation and evaluation.collator,
         processing_class=tokenizer,
-        callbacks=[ConsoleCallback, FinalEvaluation, *callbacks],
+        data_fingerprint=data_fingerprint(train_rendered, data),
+        callbacks=[ConsoleCallback, FinalEvaluation, HealthWarnings, *warm_start, *callbacks],
     )
     trainer.origin = None if recipe.model.lora_r else origin
     trainer.remove_callback(PrinterCallback)
@@ -101,7 +117,11 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
     if eval_tasks:
         trainer.add_callback(TaskMetrics(trainer, eval_tasks, tokenizer, trainer.throughput))
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    save_run(trainer, recipe, Counter(train_rendered["source"]), origin, fingerprint)
+    if trainer.ending is None:
+        save_run(trainer, recipe, Counter(train_rendered["source"]), origin, fingerprint)
+    else:
+        steps = (trainer.state.global_step, trainer.state.max_steps)
+        logger.warning("%s: stopped after %d of %d steps. Go on with resume_from_checkpoint=true", trainer.ending, *steps)
     return trainer
 
 
@@ -144,6 +164,12 @@ def load_eval_tasks(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[
     if recipe.model.load_in_4bit:
         raise RecipeError("eval_tasks cannot copy a base of four bits to evaluate it. Leave it out and run chatsft.eval on output_dir.")
     return select_tasks(recipe.training.eval_tasks, recipe.data.data_root)
+
+
+def data_fingerprint(rendered: datasets.Dataset, data: DataArguments) -> str:
+    """Name what a place in the data means: the conversations in their order, by their lengths, and how many make a step."""
+    step = [data.target_examples_per_step, data.total_batch_size, data.max_length, data.packing]
+    return hashlib.sha256(conversation_lengths(rendered).tobytes() + json.dumps(step).encode()).hexdigest()[:16]
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

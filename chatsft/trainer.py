@@ -7,10 +7,11 @@ from accelerate.utils.modeling import is_peft_model
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 
 from chatsft.arguments import ChatArguments
+from chatsft.guarded_trainer import GuardedTrainer
 from chatsft.model.head import GPTHead
 from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.nanochat_training import NanochatTraining
@@ -19,7 +20,7 @@ from chatsft.throughput import ThroughputMeter
 logger = logging.getLogger(__name__)
 
 
-class ChatTrainer(NanochatTraining, Trainer):
+class ChatTrainer(NanochatTraining, GuardedTrainer):
     """Train a chat model as nanochat does.
 
     Takes what Trainer takes but `optimizers`, with `ChatArguments`. Batches come from the collators of chatsft.data: `labels`
@@ -28,6 +29,9 @@ class ChatTrainer(NanochatTraining, Trainer):
     The loss is averaged over the supervised tokens of the whole optimizer step, over all micro-batches and processes
     (`loss_average: token`), or per micro-batch and then over these, as nanochat does (`micro_batch`). A micro-batch without
     supervised tokens counts as zero.
+
+    A step with a NaN, or one that does not fit in memory, is left out on every process (GuardedTrainer); a run killed at any moment goes
+    on from its last checkpoint as if nothing had happened (ResumableTrainer).
     """
 
     args: ChatArguments
@@ -35,7 +39,6 @@ class ChatTrainer(NanochatTraining, Trainer):
     def __init__(self, *args, eval_data_collator=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.eval_data_collator = eval_data_collator or self.data_collator
-        self.supervised_tokens = torch.zeros((), dtype=torch.long)
         self.throughput = ThroughputMeter(self.model, self.args.world_size)
         base = without_adapter(self.model)
         self.skips_logits = can_skip_logits(self.model)
@@ -56,13 +59,12 @@ class ChatTrainer(NanochatTraining, Trainer):
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = sharded_precision(self.accelerator.mixed_precision)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """Take the micro-batches of one optimizer step and count what they train."""
+        """Take the micro-batches of one optimizer step, and what their loss is divided by."""
         batches, supervised_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.throughput.tokens += sum(batch.pop("num_tokens") for batch in batches)
-        if supervised_tokens is None:
-            return batches, None
-        self.supervised_tokens = self.supervised_tokens.to(supervised_tokens.device) + supervised_tokens.long()
-        average_tokens = self.args.loss_average == "token"
+        tokens = sum(batch.pop("num_tokens") for batch in batches)
+        self.throughput.tokens += tokens
+        self.step_log.tokens += tokens
+        average_tokens = supervised_tokens is not None and self.args.loss_average == "token"
         return batches, supervised_tokens.clamp(min=1) if average_tokens else None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -130,7 +132,7 @@ class ChatTrainer(NanochatTraining, Trainer):
         return sums[0], sums[1]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
+        if logs.pop("loss", None) is not None:
             logs |= self._step_figures()
         super().log(logs, start_time)
 
@@ -138,9 +140,7 @@ class ChatTrainer(NanochatTraining, Trainer):
         """Return the figures of the updates since the last log: rates as they were in the last of them."""
         multiplier = self.lr_scheduler.lr_lambdas[0](self.state.global_step - 1)
         rates = {f"lr_{group['name']}": group["initial_lr"] * multiplier for group in self.optimizer.param_groups}
-        figures = {"lr_multiplier": multiplier, "supervised_tokens": int(self.supervised_tokens)} | self.throughput.read() | rates
-        self.supervised_tokens = torch.zeros_like(self.supervised_tokens)
-        return figures
+        return self.step_log.read(self.accelerator, self.is_sharded) | {"lr_multiplier": multiplier} | self.throughput.read() | rates
 
 
 def can_skip_logits(model: nn.Module) -> bool:

@@ -23,6 +23,7 @@ class ConversationRows(Dataset):
 
     def __init__(self, rendered: datasets.Dataset, rows: Sequence[Sequence[int]]):
         self.rendered = rendered.select_columns(["input_ids", "assistant_masks"]).with_format("numpy")
+        self.origins = rendered.select_columns(["origin"]) if "origin" in rendered.column_names else None
         self.rows = rows
 
     def __len__(self) -> int:
@@ -36,6 +37,11 @@ class ConversationRows(Dataset):
             "labels": np.concatenate([np.empty(0, np.int64), *map(conversation_labels, ids, masks)]),
             "seq_lengths": np.array([len(conversation) for conversation in ids], np.int64),
         }
+
+    def name_conversations(self, rows: Sequence[int]) -> list[str]:
+        """Say where the conversations of some rows came from, as far as the data says."""
+        conversations = [index for row in rows for index in self.rows[row]]
+        return [] if self.origins is None else self.origins[conversations]["origin"]
 
 
 def conversation_labels(input_ids: np.ndarray, assistant_masks: np.ndarray) -> np.ndarray:

@@ -65,7 +65,7 @@ def load_nanochat_checkpoint(folder: str | Path, step: int | None = None) -> Nan
         CheckpointError: on a missing or damaged file, and on any tensor that is unknown, missing or of another shape.
     """
     folder = Path(folder)
-    step = _choose_step(folder, step)
+    step = choose_step(folder, step)
     meta = _read_meta(folder / f"meta_{step:06d}.json")
     weights_file = folder / f"model_{step:06d}.pt"
     tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in _read_tensors(weights_file).items()}
@@ -181,7 +181,8 @@ def _steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name)))
 
 
-def _choose_step(folder: Path, step: int | None) -> int:
+def choose_step(folder: Path, step: int | None = None) -> int:
+    """Return the step to read from a checkpoint folder: the one asked for, or the last."""
     steps = _steps(folder)
     if not steps:
         raise CheckpointError(
@@ -288,6 +289,7 @@ __all__ = [
     "CheckpointError",
     "NanochatCheckpoint",
     "build_model",
+    "choose_step",
     "is_nanochat_checkpoint",
     "layer_windows",
     "load_nanochat_checkpoint",

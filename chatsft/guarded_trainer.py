@@ -1,0 +1,97 @@
+"""transformers' Trainer with steps that are made on every process or on none, and a log of what they did."""
+
+import logging
+from functools import partial
+
+import torch
+from torch import nn
+
+from chatsft.data.packing import ConversationRows
+from chatsft.faults import FAULTS, STOP, StepGuard, faults_by_process
+from chatsft.gradients import average_gradients, gradient_norms, local_gradients
+from chatsft.resumable_trainer import ResumableTrainer
+from chatsft.step_log import StepLog
+
+logger = logging.getLogger(__name__)
+
+
+class GuardedTrainer(ResumableTrainer):
+    """Leave out, on every process, a step that met a NaN or did not fit in memory.
+
+    Such a step changes neither weights nor momenta nor optimizer counters; the schedule and the place in the data move on. More than
+    `max_skipped_in_a_row` of them end the run with a checkpoint.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        can_drop = not self.is_deepspeed_enabled and self.accelerator.scaler is None
+        self.guard = StepGuard(self.accelerator, can_drop, self.is_sharded)
+        self.step_log, self.skipped_in_a_row = StepLog(self.args.device), 0
+        self.step_tokens = torch.zeros((), dtype=torch.long)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Take the micro-batches of one optimizer step and count what they train."""
+        batches, supervised_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.guard.begin_step()
+        if supervised_tokens is not None:
+            self.step_tokens = supervised_tokens.long()
+        return batches, supervised_tokens
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """Compute a micro-batch on this process alone; after the last of a step, make the step on every process or on none.
+
+        Returns:
+            The loss of the whole step after its last micro-batch; zero before, and for a step that is left out.
+        """
+        with local_gradients(model):
+            self.guard.attempt(partial(super().training_step, model, inputs, num_items_in_batch))
+        if not self.accelerator.sync_gradients:
+            return torch.zeros_like(self.guard.loss)
+        norms = gradient_norms(self.optimizer.param_groups)
+        met = self.guard.agree(norms, self.stop_signal.is_received)
+        if any(bits & STOP for bits in met):
+            self.end("SIGTERM")
+        if any(bits & fault for bits in met for fault in FAULTS):
+            self._leave_out(model, met)
+        else:
+            if average_gradients(model):
+                norms = gradient_norms(self.optimizer.param_groups)
+            self.step_log.add(self.guard.loss, self.step_tokens, norms, is_whole=self._place_in_epoch() + 1 < self._steps_per_epoch())
+            self.skipped_in_a_row = 0
+        return self.guard.loss
+
+    def _leave_out(self, model: nn.Module, met: list[int]) -> None:
+        self.guard.drop(model)
+        self.step_log.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        faults, rows = faults_by_process(met), self._rows_of_step()
+        named = self.train_dataset.name_conversations(rows) if rows and isinstance(self.train_dataset, ConversationRows) else []
+        entry = {"skipped_step": {str(process): fault for process, fault in faults.items()}, "rows": rows, "conversations": named}
+        self.state.log_history.append({**entry, "step": self.state.global_step + 1})
+        words = ", ".join(f"{fault} on process {process}" for process, fault in faults.items())
+        if self.is_world_process_zero():
+            message = "Step %05d was left out on every process: %s. Its rows: %s, its conversations: %s"
+            logger.warning(message, self.state.global_step, words, rows, ", ".join(named) or "unnamed")
+        if self.skipped_in_a_row > self.args.max_skipped_in_a_row:
+            self.end(f"{self.skipped_in_a_row} steps in a row were left out, the last one because of {words}")
+
+    def _rows_of_step(self) -> list[int] | None:
+        """Number the rows of the current step over all processes; None where they are not taken in order."""
+        if self.args.train_sampling_strategy != "sequential":
+            return None
+        size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        first = self._place_in_epoch() * size
+        return list(range(first, min(first + size, len(self.train_dataset))))
+
+    def _place_in_epoch(self) -> int:
+        return self.state.global_step % self._steps_per_epoch()
+
+    def _steps_per_epoch(self) -> int:
+        return -(-len(self.callback_handler.train_dataloader) // self.args.gradient_accumulation_steps)
+
+    def progress(self) -> dict:
+        return self.step_log.state(self.accelerator)
+
+    def load_progress(self, progress: dict) -> None:
+        self.step_log.load_state(progress, self.accelerator)

@@ -1,0 +1,84 @@
+"""What two processes do for test_faults: meet faults, be told to stop, and go on with what one process has left."""
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState, GradientState
+
+from chatsft.trainer import ChatTrainer
+from tests.tiny_runs import ShardedTrainer
+from tests.tiny_training import FaultyTrainer, build_rows, build_trainer, everything_that_an_update_changes, losses, skipped
+
+ROWS = 8 * 6
+CASES = [
+    ("nan loss", 2, 0, 1, 2025),
+    ("infinite loss", 0, 1, 0, 2026),
+    ("nan gradient", 2, 0, 0, 2026),
+    ("nan gradient", 5, 1, 1, 2025),
+    ("no memory forward", 0, 0, 1, 2025),
+    ("no memory forward", 3, 1, 0, 2026),
+    ("no memory backward", 2, 0, 0, 2025),
+    ("no memory backward", 3, 1, 1, 2026),
+]
+SHARDED_CASES = [("nan loss", 2, 0, 1, 2026), ("nan gradient", 3, 1, 0, 2025)]
+
+
+class ShardedFaultyTrainer(FaultyTrainer, ShardedTrainer):
+    pass
+
+
+def run_case(folder: Path, fault: str, step: int, micro_batch: int, process: int, generation: int, kind: type = FaultyTrainer) -> dict:
+    """Train with a fault, and without the rows of the step that meets it."""
+    forget_state()
+    rows = build_rows(ROWS)
+    faulty = build_trainer(folder, rows, trainer_class=kind, generation=generation)
+    faulty.faults = {(step, micro_batch, process): fault}
+    faulty.train()
+    forget_state()
+    fewer = rows[: 8 * step] + rows[8 * (step + 1) :]
+    reference = build_trainer(folder, fewer, trainer_class=kind, max_steps=5, skipped_updates=(step,), generation=generation)
+    reference.faults = {}
+    reference.train()
+    pairs = zip(everything_that_an_update_changes(faulty), everything_that_an_update_changes(reference), strict=True)
+    return {
+        "losses": [losses(faulty), losses(reference)],
+        "is_equal": all(torch.equal(a, b) for a, b in pairs),
+        "skipped": skipped(faulty),
+        "count": [log["skipped_steps"] for log in faulty.state.log_history if "skipped_steps" in log],
+        "global_step": faulty.state.global_step,
+    }
+
+
+def run_sharded_case(folder: Path, *case) -> dict:
+    return run_case(folder, *case, kind=ShardedFaultyTrainer)
+
+
+def forget_state() -> None:
+    """Let accelerate find out anew how this run is distributed."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+class StoppedTrainer(ChatTrainer):
+    """Send SIGTERM to the second process alone, in the middle of its third step."""
+
+    def compute_loss(self, *args, **kwargs):
+        if (self.state.global_step, self.args.process_index) == (2, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().compute_loss(*args, **kwargs)
+
+
+def run_until_sigterm(folder: Path) -> dict:
+    forget_state()
+    trainer = build_trainer(folder, build_rows(ROWS), trainer_class=StoppedTrainer, generation=2026)
+    trainer.train()
+    return {"ending": trainer.ending, "global_step": trainer.state.global_step}
+
+
+def resume(folder: Path) -> list[float]:
+    forget_state()
+    trainer = build_trainer(folder, build_rows(ROWS), generation=2026)
+    trainer.train(resume_from_checkpoint=True)
+    return losses(trainer)
