@@ -110,3 +110,14 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
     missing = [page.stem for page in DOCS.glob("*.md") if f"{page.stem}.html" not in pages]
     assert missing == []
     assert [page.name for page in tmp_path.rglob("*.py")] == []
+
+
+def test_examples_of_the_concepts_print_what_the_page_shows(monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    page = (DOCS / "concepts.md").read_text()
+    [(code, shown)] = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", page, re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out == shown
+    session = "\n".join(re.findall(r"```pycon\n(.*?)```", page, re.DOTALL))
+    test = doctest.DocTestParser().get_doctest(session, {}, "concepts.md", None, 0)
+    assert doctest.DocTestRunner().run(test) == doctest.TestResults(failed=0, attempted=3)
