@@ -38,8 +38,8 @@ test: $(INSTALLED_DEV)
 test-slow: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
 
-docs: $(INSTALLED_DEV)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+docs: $(INSTALLED_DEV)  # not --quiet, under which --strict sees no warnings
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 	@echo "build/site/index.html"
 
 clean:

@@ -121,3 +121,16 @@ def test_examples_of_the_concepts_print_what_the_page_shows(monkeypatch, capsys)
     session = "\n".join(re.findall(r"```pycon\n(.*?)```", page, re.DOTALL))
     test = doctest.DocTestParser().get_doctest(session, {}, "concepts.md", None, 0)
     assert doctest.DocTestRunner().run(test) == doctest.TestResults(failed=0, attempted=3)
+
+
+@pytest.mark.slow
+def test_a_link_to_a_file_that_is_not_there_fails_the_build(tmp_path):
+    page = DOCS / "test_of_a_broken_link.md"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(SITE / "mkdocs.yml"), "--site-dir", str(tmp_path)]
+    page.write_text("# Page\n\n[file](../recipes/nowhere.yaml)\n")
+    try:
+        build = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    finally:
+        page.unlink()
+    assert build.returncode == 1
+    assert "recipes/nowhere.yaml, which does not exist" in build.stderr
