@@ -16,7 +16,13 @@ from chatsft.arguments import ChatArguments, DataArguments, ModelArguments, Reci
 REPLACED = {
     "learning_rate": "matrix_lr, embedding_lr, unembedding_lr and scalar_lr",
     "optim": "optimizer",
+    "optim_args": "optimizer",
+    "optim_target_modules": "optimizer",
     "lr_scheduler_type": "warmup_steps, warmdown_ratio and final_lr_frac",
+    "lr_scheduler_kwargs": "warmup_steps, warmdown_ratio and final_lr_frac",
+    "adam_beta1": "optimizer: each of its groups has nanochat's own",
+    "adam_beta2": "optimizer: each of its groups has nanochat's own",
+    "adam_epsilon": "optimizer: it is nanochat's 1e-10",
 }
 """Keys of TrainingArguments that chatsft has its own word for."""
 

@@ -13,7 +13,7 @@ import pytest
 
 from chatsft.arguments import ChatArguments, DataArguments, ModelArguments
 from chatsft.preference.arguments import DPOArguments, GRPOArguments, PairArguments, PromptArguments
-from chatsft.recipe import FOLLOWS, REPLACED
+from chatsft.recipe import OF_CHAT, REPLACED
 
 REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
@@ -46,7 +46,7 @@ def test_every_recipe_key_is_in_the_page_once_and_explained(site_module):
     listed = {table: [key.name for key in keys] for table, keys in tables.items()}
     train = [*listed["model"], *listed["data"], *listed["training"], *listed["transformers"]]
     assert len(train) == len(set(train))
-    assert {*train, *REPLACED, *FOLLOWS} == names(ModelArguments, DataArguments, ChatArguments) | REPLACED.keys()
+    assert {*train, *REPLACED, *OF_CHAT} == names(ModelArguments, DataArguments, ChatArguments) | REPLACED.keys()
     assert {*listed["pairs"], *listed["dpo"]} == names(PairArguments) | names(DPOArguments) - names(ChatArguments)
     assert {*listed["prompts"], *listed["grpo"]} == names(PromptArguments) | names(GRPOArguments) - names(ChatArguments)
     assert [key.name for keys in tables.values() for key in keys if not key.meaning] == []

@@ -11,7 +11,7 @@ import griffe
 
 from chatsft.arguments import ChatArguments, DataArguments, ModelArguments
 from chatsft.preference.arguments import DPOArguments, GRPOArguments, PairArguments, PromptArguments
-from chatsft.recipe import FOLLOWS, REPLACED
+from chatsft.recipe import OF_CHAT, REPLACED
 
 TABLES = {  # by the name in recipe_keys.md
     "model": ModelArguments,
@@ -45,7 +45,7 @@ def fill_tables(page: str) -> str:
 
 def format_table(name: str) -> str:
     if name == "replaced":
-        rows = ["| key | use |", "|---|---|", *(f"| `{key}` | {use} |" for key, use in (REPLACED | FOLLOWS).items())]
+        rows = ["| key | use |", "|---|---|", *(f"| `{key}` | {use} |" for key, use in (REPLACED | OF_CHAT).items())]
     else:
         rows = ["| key | type | default | what |", "|---|---|---|---|", *map(format_row, list_keys(name))]
     return "\n".join(rows)
@@ -64,7 +64,7 @@ def format_row(key: Key) -> str:
 def list_keys(table: str) -> Iterator[Key]:
     """List the keys of a table in the order of their definition."""
     owner, ours = TABLES[table], read_meanings(TABLES[table])
-    elsewhere = {entry.name for entry in fields(ChatArguments)} if owner in (DPOArguments, GRPOArguments) else REPLACED | FOLLOWS
+    elsewhere = {entry.name for entry in fields(ChatArguments)} if owner in (DPOArguments, GRPOArguments) else REPLACED | OF_CHAT
     for entry in fields(owner):
         if entry.init and entry.name not in elsewhere and (entry.name not in ours) == (table in NOT_OURS):
             meaning = ours.get(entry.name) or first_sentence(find_help(owner, entry.name))
