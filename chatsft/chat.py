@@ -1,7 +1,7 @@
 """Chat with a model in the terminal.
 
-python -m chatsft.chat CHECKPOINT
-python -m chatsft.chat CHECKPOINT --prompt "How many r are in strawberry?" --temperature 0
+chatsft chat CHECKPOINT
+chatsft chat CHECKPOINT --prompt "How many r are in strawberry?" --temperature 0
 """
 
 import argparse
@@ -176,8 +176,8 @@ def _notice(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="chatsft.chat", description="Chat with a model in the terminal.")
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="chatsft chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder written by save_pretrained, Hub id, or nanochat checkpoint folder")
     parser.add_argument("--tokenizer_path", help="another tokenizer; for a nanochat checkpoint the folder of tokenizer.pkl")
     parser.add_argument("--prompt", help="answer this once, to stdout, and exit")
@@ -188,6 +188,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_penalties(parser)
     parser.add_argument("--seed", type=int, help="make the answers repeatable")
     parser.add_argument("--device", type=_usable_device, default=_default_device(), help="default: %(default)s")
+    return parser
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser()
     options = parser.parse_args(argv)
     if options.temperature < 0 or options.top_k < 0 or options.max_new_tokens < 1:
         parser.error("--temperature and --top_k may be 0 or more, --max_new_tokens 1 or more")

@@ -1,8 +1,8 @@
 """Convert models between nanochat and transformers.
 
-python -m chatsft.convert to-hf NANOCHAT_CKPT_DIR OUT --tokenizer TOKENIZER_DIR [--step N] [--dtype keep|float32|bfloat16]
-python -m chatsft.convert to-nanochat HF_DIR OUT [--base DIR]
-python -m chatsft.convert to-transformers HF_DIR OUT
+chatsft convert to-hf NANOCHAT_CKPT_DIR OUT --tokenizer TOKENIZER_DIR [--step N] [--dtype keep|float32|bfloat16]
+chatsft convert to-nanochat HF_DIR OUT [--base DIR]
+chatsft convert to-transformers HF_DIR OUT
 """
 
 import argparse
@@ -36,7 +36,7 @@ class ConvertError(ValueError):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; 0 when the model was written, 2 when the input was refused."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     try:
         arguments.run(arguments)
     except (ValueError, OSError) as error:
@@ -162,8 +162,8 @@ def read_origin(folder: Path, required: bool = False) -> Origin:
     return origin or NOTHING
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m chatsft.convert", description="Convert models between nanochat and transformers.")
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="chatsft convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     to_hf = commands.add_parser("to-hf", help="write a nanochat checkpoint as a transformers folder")
     to_hf.add_argument("checkpoint", type=Path, metavar="NANOCHAT_CKPT_DIR", help="folder with model_<step>.pt and meta_<step>.json")

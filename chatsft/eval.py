@@ -1,7 +1,7 @@
 """Evaluate a model on chat tasks and on conversations.
 
-python -m chatsft.eval CHECKPOINT --tasks ARC-Easy GSM8K
-python -m chatsft.eval CHECKPOINT --conversations chat.jsonl
+chatsft eval CHECKPOINT --tasks ARC-Easy GSM8K
+chatsft eval CHECKPOINT --conversations chat.jsonl
 accelerate launch -m chatsft.eval CHECKPOINT --output results.json --baseline other.json
 """
 
@@ -34,8 +34,8 @@ from chatsft.model_card import CARD_FILE, add_results
 DEFAULTS = EvaluationOptions()
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="chatsft.eval", description="Evaluate a model on chat tasks and on conversations.")
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="chatsft eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder written by save_pretrained, Hub id, or nanochat checkpoint folder")
     parser.add_argument("--tokenizer_path", help="another tokenizer; for a nanochat checkpoint the folder of tokenizer.pkl")
     parser.add_argument("--tasks", nargs="+", help=f"task names, also 'A|B|C' (default without --conversations: {' '.join(BASELINES)})")
@@ -56,6 +56,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--baseline", type=Path, help="an earlier --output: print the paired difference in each task")
     parser.add_argument("--allow_weak_sandbox", action="store_true", help="run generated code even where it cannot be locked in")
     parser.add_argument("--update_card", action="store_true", help="put the accuracies into the model card in CHECKPOINT")
+    return parser
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser()
     arguments = parser.parse_args(argv)
     if arguments.temperature < 0 or arguments.top_k < 0:
         parser.error("--temperature and --top_k may be 0 or more")

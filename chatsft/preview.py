@@ -1,24 +1,33 @@
 """Show what a recipe trains on, before it does.
 
-    python -m chatsft.preview recipes/sft.yaml [key=value ...] [--num N] [--stats]
+    chatsft preview recipes/sft.yaml [key=value ...] --num 3
+    chatsft preview recipes/sft.yaml --stats
+    chatsft preview recipes/sft.yaml --html preview.html --num 200
 
 Trained tokens are green, the others red. Only the tokenizer is loaded, not the model.
 """
 
 import argparse
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from pathlib import Path
 
 import datasets
 from transformers import PreTrainedTokenizerBase
 
 from chatsft.data.mixture import load_mixture
-from chatsft.data.rendering import conversation_renderer, render_dataset
+from chatsft.data.rendering import render_dataset
+from chatsft.inspection.advice import advise
+from chatsft.inspection.page import save_preview_page
+from chatsft.inspection.statistics import count_by_source, count_shared
+from chatsft.inspection.tables import make_console, print_conversation, print_statistics
 from chatsft.model.loading import load_any_tokenizer
 from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.recipe import Recipe, load_recipe
+
+UNCUT = 2**31 - 1
+IN_TERMINAL, ON_PAGE = 3, 100
+"""Conversations shown without --num."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,91 +35,72 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, overrides = parse_arguments(argv)
     datasets.disable_progress_bars()
     try:
-        preview(load_recipe(options.recipe, [*overrides, "use_cpu=true"]), options.num, options.stats)  # a recipe for GPUs shows anywhere
+        preview(load_recipe(options.recipe, [*overrides, "use_cpu=true"]), options)  # a recipe for GPUs shows anywhere
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(prog="chatsft.preview", description="Show what a recipe trains on.", allow_abbrev=False)
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="chatsft preview", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("recipe", help="YAML file; any key can follow as key=value or --key value")
-    parser.add_argument("--num", type=int, default=3, metavar="N", help="conversations to show, from the first (default: %(default)s)")
-    parser.add_argument("--stats", action="store_true", help="count conversations, turns and tokens by source")
+    parser.add_argument(
+        "--num", type=int, metavar="N", help=f"conversations to show (default: the first {IN_TERMINAL}, or {ON_PAGE} on a page)"
+    )
+    parser.add_argument(
+        "--stats", action="store_true", help="count conversations, turns and tokens by source, and warn of what looks wrong"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the counts and the conversations")
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = make_parser()
     options, overrides = parser.parse_known_args(argv)
+    if options.num is None:
+        options.num = ON_PAGE if options.html else IN_TERMINAL
     if options.num < 0:
         parser.error("--num may be 0 or more")
     return options, overrides
 
 
-def preview(recipe: Recipe, num: int, stats: bool) -> None:
-    """Print the first conversations of the training mixture and, if asked, the table of its sources."""
-    data = recipe.data
+def preview(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Print the first conversations of the training mixture, or write them to a page; count the whole mixture where that is asked for."""
+    data, console = recipe.data, make_console()
     tokenizer = load_any_tokenizer(recipe.model.model_name_or_path, recipe.model.tokenizer_path)
-    mixture = load_mixture(data.train_mixture, data_root=data.data_root, folders=(recipe.folder, "."), order=data.mixture_order)
-    shown = mixture if stats else mixture.select(range(min(num, len(mixture))))
-    rendered = render_dataset(shown, tokenizer, data.max_length, num_proc=data.dataset_num_proc)
-    for index in range(min(num, len(mixture))):
-        print(f"{index + 1} of {len(mixture)}: {format_conversation(rendered[index], tokenizer)}\n")
-    if stats:
-        print(format_table(count_by_source(mixture, rendered, tokenizer, data.max_length)))
+    mixture = load(recipe, data.train_mixture)
+    counts_all = options.stats or options.html is not None
+    shown = mixture if counts_all else mixture.select(range(min(options.num, len(mixture))))
+    rendered = render_dataset(shown, tokenizer, UNCUT, num_proc=data.dataset_num_proc)
+    if options.html is None:
+        for index in range(min(options.num, len(mixture))):
+            print_conversation(console, *describe(rendered[index], index, len(mixture), tokenizer, data.max_length))
+    if not counts_all:
+        return
+    counts = count_by_source(mixture, rendered, tokenizer, data.max_length)
+    warnings = advise(counts, count_shared(mixture, load(recipe, data.eval_mixture)) if data.eval_mixture else 0)
+    if options.stats:
+        print_statistics(console, counts, warnings)
+    if options.html is not None:
+        title = f"Preview of {options.recipe}"
+        save_preview_page(options.html, title, rendered, counts, warnings, tokenizer, data.max_length, options.num)
+        console.print(f"Wrote {options.html}", soft_wrap=True)
 
 
-def format_conversation(row: dict, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Write where a rendered conversation comes from, its size, and its tokens in color."""
-    ids, mask = row["input_ids"], row["assistant_masks"]
-    return f"{row['origin']}, {len(ids)} tokens, {sum(mask)} trained\n{GPTTokenizer.visualize_tokenization(tokenizer, ids, mask)}"
+def load(recipe: Recipe, entries: list) -> datasets.Dataset:
+    """Load a mixture of the recipe, in training order."""
+    data = recipe.data
+    return load_mixture(entries, data_root=data.data_root, folders=(recipe.folder, "."), order=data.mixture_order)
 
 
-@dataclass
-class Counts:
-    """What a source holds: turns are user messages, trained tokens are those with a loss, truncated conversations exceed max_length."""
-
-    conversations: int = 0
-    turns: int = 0
-    tokens: int = 0
-    trained: int = 0
-    truncated: int = 0
-
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
-
-
-def count_by_source(
-    mixture: datasets.Dataset, rendered: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> dict[str, Counts]:
-    """Count what training sees of every source, the largest first."""
-    counts = defaultdict(Counts)
-    for conversation, row in zip(mixture, rendered.with_format("numpy"), strict=True):
-        messages, mask = conversation["messages"], row["assistant_masks"]
-        num_turns = 0 if isinstance(messages, str) else sum(message["role"] == "user" for message in messages)
-        truncated = len(mask) == max_length and is_longer(messages, tokenizer, max_length)
-        counts[conversation["source"]] += Counts(1, num_turns, len(mask), int(mask.sum()), int(truncated))
-    return dict(sorted(counts.items(), key=lambda item: -item[1].tokens))
-
-
-def is_longer(messages: list[dict] | str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> bool:
-    """Tell whether a conversation has more than `max_length` tokens."""
-    ids, _ = conversation_renderer(tokenizer)({"messages": messages})
-    return len(ids) > max_length
-
-
-def format_table(counts: dict[str, Counts]) -> str:
-    """Lay out the counts, one line a source and one for all of them.
-
-    >>> print(format_table({"GSM8K": Counts(2, 2, 400, 300, 1)}))
-    source   conversations      turns      tokens   supervised   truncated
-    GSM8K                2          2         400       75.0 %           1
-    total                2          2         400       75.0 %           1
-    """
-    rows = counts | {"total": sum(counts.values(), start=Counts())}
-    width = max(len(source) for source in ["source", *rows])
-    lines = [f"{'source':<{width}}{'conversations':>16}{'turns':>11}{'tokens':>12}{'supervised':>13}{'truncated':>12}"]
-    for source, count in rows.items():
-        share = f"{count.trained / count.tokens:.1%}".replace("%", " %")
-        lines.append(f"{source:<{width}}{count.conversations:>16,}{count.turns:>11,}{count.tokens:>12,}{share:>13}{count.truncated:>12,}")
-    return "\n".join(lines)
+def describe(row: dict, index: int, total: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[str, str]:
+    """Write where a rendered conversation comes from and its size, and its tokens in color."""
+    ids, mask = row["input_ids"][:max_length], row["assistant_masks"][:max_length]
+    head = f"{index + 1} of {total}: {row['origin']}, {len(ids)} tokens, {sum(mask)} trained"
+    return head, GPTTokenizer.visualize_tokenization(tokenizer, ids, mask)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), arguments: tupl
         RecipeError: on an unknown key (with the nearest one), a value of the wrong type, or a missing key.
     """
     settings = {**_read_yaml(Path(path)), **parse_overrides(overrides)}
-    known = {name: owner for owner in arguments for name in _settable(owner)}
+    known = recipe_keys(arguments)
     replaced = REPLACED | (OF_CHAT if DataArguments in arguments else {})
     for name in settings:
         if name in replaced:
@@ -75,6 +75,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), arguments: tupl
     recipe.model.tokenizer_path = _beside(recipe.folder, recipe.model.tokenizer_path)
     recipe.data.data_root = _beside(recipe.folder, recipe.data.data_root)
     return recipe
+
+
+def recipe_keys(arguments: tuple[type, ...] = ARGUMENTS) -> dict[str, type]:
+    """Return every key of a recipe, with the arguments it belongs to."""
+    return {name: owner for owner in arguments for name in _settable(owner)}
 
 
 def parse_overrides(tokens: Sequence[str]) -> dict:

@@ -1,6 +1,6 @@
 """Serve a model over HTTP, as OpenAI's API: transformers' own server, with this package's models known to it.
 
-    python -m chatsft.serve CHECKPOINT [--port 8000] [what `transformers serve` takes]
+    chatsft serve CHECKPOINT [--port 8000] [what `transformers serve` takes]
 
 `transformers serve` looks a model's class up in transformers alone, so it cannot load models that bring their code along.
 `transformers chat` and every OpenAI client talk to either.

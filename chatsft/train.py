@@ -1,9 +1,13 @@
 """Fine-tune a base model into a chat model.
 
-    accelerate launch -m chatsft.train recipes/sft.yaml [key=value ...]
+    chatsft train recipes/quickstart.yaml [key=value ...]
+    accelerate launch -m chatsft.train recipes/sft.yaml model_name_or_path=base tokenizer_path=tokenizer output_dir=runs/mine
 
-Recipe, model, data, batches, trainer: main reads downward, and each line names the file that does it.
+Without a terminal, or with disable_tqdm=true, a run prints a line for every log.
 """
+
+# Recipe, model, data, batches, trainer: train() reads downward, and each line names the file that does it.
+
 
 import argparse
 import hashlib
@@ -59,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Exit code 1 is a run that faults ended, with a checkpoint; SIGTERM ends it with a checkpoint and 0.
     """
-    options, overrides = parse_arguments(argv)
+    options, overrides = make_parser().parse_known_args(argv)
     try:
         train(load_recipe(options.recipe, overrides))
     except (ValueError, OSError) as error:
@@ -71,10 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(prog="chatsft.train", description="Fine-tune a base model into a chat model.", allow_abbrev=False)
+def make_parser() -> argparse.ArgumentParser:
+        parser = argparse.ArgumentParser(
+        prog="chatsft train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("recipe", help="YAML file; any key can follow as key=value or --key value")
-    return parser.parse_known_args(argv)
+    return parser
 
 
 def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrainer | None:

@@ -1,0 +1,1 @@
+"""See what is trained: tokens with their masks, counts by source, and what looks wrong."""
