@@ -8,12 +8,12 @@ chatsft completion tcsh > ~/.chatsft.tcsh         # and source it in ~/.tcshrc
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import shtab
 
 from chatsft.cli import VERBS
-from chatsft.recipe import recipe_keys
+from chatsft.recipe import ARGUMENTS, recipe_keys
 from chatsft.tasks.registry import TASKS
 
 FOLDERS = ("checkpoint", "model", "out", "data_root", "tokenizer", "tokenizer_path", "base", "runs")
@@ -37,23 +37,24 @@ def describe_command() -> argparse.ArgumentParser:
     command = argparse.ArgumentParser(prog="chatsft")
     verbs = command.add_subparsers(dest="verb")
     for verb, purpose in VERBS.items():
-        parser = make_parser() if verb == "completion" else importlib.import_module(f"chatsft.{verb}").make_parser()
-        tell_what_fits(verbs.add_parser(verb, parents=[parser], add_help=False, help=purpose))
+        program = importlib.import_module(f"chatsft.{verb}")
+        parser = verbs.add_parser(verb, parents=[program.make_parser()], add_help=False, help=purpose)
+        tell_what_fits(parser, recipe_keys(vars(program).get("ARGUMENTS", ARGUMENTS)))
     return command
 
 
-def tell_what_fits(parser: argparse.ArgumentParser) -> None:
+def tell_what_fits(parser: argparse.ArgumentParser, keys: Iterable[str]) -> None:
     """Mark the arguments of a program that take files, folders or tasks, and add the keys that may follow a recipe."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for command in dict.fromkeys(action.choices.values()):
-                tell_what_fits(command)
+                tell_what_fits(command, keys)
         elif action.dest in FOLDERS or action.dest in FILES:
             action.complete = shtab.DIRECTORY if action.dest in FOLDERS else shtab.FILE
         elif action.dest == "tasks":
             action.choices = list(TASKS)
     if any(action.dest == "recipe" for action in parser._actions):
-        parser.add_argument("overrides", nargs="*", choices=[f"{key}=" for key in recipe_keys()])
+        parser.add_argument("overrides", nargs="*", choices=[f"{key}=" for key in keys])
 
 
 if __name__ == "__main__":

@@ -34,17 +34,21 @@ CURVES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; bad input ends it with one line on stderr and exit code 2, before anything is written."""
-    parser = argparse.ArgumentParser(
-        prog="chatsft.dpo", description="Teach a chat model to prefer one answer to another.", allow_abbrev=False
-    )
-    parser.add_argument("recipe", help="YAML file; any key can follow as key=value or --key value")
-    options, overrides = parser.parse_known_args(argv)
+    options, overrides = make_parser().parse_known_args(argv)
     try:
         train(load_recipe(options.recipe, overrides, ARGUMENTS))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="chatsft dpo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("recipe", help="YAML file; any key can follow as key=value or --key value")
+    return parser
 
 
 def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> PairDPOTrainer:

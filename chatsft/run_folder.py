@@ -1,14 +1,31 @@
 """What a run leaves in its output_dir: the model, its card, its log, and what it needs to go elsewhere."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from chatsft.adapters import save_base_record, save_merged
+from chatsft.environment import describe_environment, save_environment
 from chatsft.model.modeling_gpt import GPTForCausalLM
-from chatsft.model_card import CURVES, save_model_card
+from chatsft.model_card import CURVES, RECIPE_FILE, recipe_text, save_model_card
 from chatsft.nanochat_origin import Origin
 from chatsft.recipe import Recipe
+
+
+class RunRecord(TrainerCallback):
+    """Save recipe.yaml (overrides applied, no secrets) and environment.json before the first update: a run cut short has them too."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+
+    def on_train_begin(self, args, state: TrainerState, control: TrainerControl, model=None, **kwargs) -> None:
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECIPE_FILE).write_text(recipe_text(self.recipe), encoding="utf-8")
+        save_environment(folder, describe_environment(args.world_size, model.config._attn_implementation))
 
 
 def save_run(

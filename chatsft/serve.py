@@ -6,6 +6,7 @@
 `transformers chat` and every OpenAI client talk to either.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     transformers.GPTForCausalLM = GPTForCausalLM
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return app(["serve", *arguments], standalone_mode=False) or 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Describe the arguments for completion; the server reads them itself, and --help is its own."""
+    parser = argparse.ArgumentParser(prog="chatsft serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    return parser
 
 
 def check_serving(arguments: Sequence[str]) -> None:

@@ -30,7 +30,7 @@ from chatsft.adapters import (
     quantization_options,
 )
 from chatsft.arguments import ChatArguments, DataArguments, ModelArguments, RecipeError
-from chatsft.callbacks import ConsoleCallback, FinalEvaluation, set_verbosity
+from chatsft.callbacks import FinalEvaluation, set_verbosity
 from chatsft.data.collator import EvaluationCollator, FlatteningCollator, PaddingCollator
 from chatsft.data.mixture import load_mixture
 from chatsft.data.packing import ConversationRows, conversation_lengths, fill_up, pack_rows, pack_steps, shuffle_rows, single_rows
@@ -38,6 +38,7 @@ from chatsft.data.rendering import render_dataset, supervision_statistics
 from chatsft.evaluation.task_selection import select_tasks
 from chatsft.faults import TrainingFault
 from chatsft.health_warnings import HealthWarnings
+from chatsft.live_view import choose_console
 from chatsft.model.head_loss import chunk_size
 from chatsft.model.loading import load_model_and_tokenizer
 from chatsft.model.modeling_gpt import GPTForCausalLM
@@ -46,7 +47,7 @@ from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.nanochat_origin import find_origin
 from chatsft.plan import Batching, describe_plan
 from chatsft.recipe import Recipe, load_recipe
-from chatsft.run_folder import save_run
+from chatsft.run_folder import RunRecord, save_run
 from chatsft.task_metrics import TaskMetrics
 from chatsft.tasks import Task
 from chatsft.trainer import ChatTrainer, can_skip_logits
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-        parser = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="chatsft train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("recipe", help="YAML file; any key can follow as key=value or --key value")
@@ -106,6 +107,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
             print(describe_plan(model, args, describe_batches(train_rendered, batches, args, data.max_length)))
         return None
     evaluation = eval_rendered and plan_evaluation(eval_rendered, args, pad_token_id, data.packing and can_skip_logits(model))
+    console = choose_console(args)
     trainer = ChatTrainer(
         model=model,
         args=args,
@@ -115,7 +117,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
         eval_data_collator=evaluation and evaluation.collator,
         processing_class=tokenizer,
         data_fingerprint=data_fingerprint(train_rendered, data),
-        callbacks=[ConsoleCallback, FinalEvaluation, HealthWarnings, *warm_start, *callbacks],
+        callbacks=[console, FinalEvaluation, HealthWarnings, RunRecord(recipe), *warm_start, *callbacks],
     )
     trainer.origin = None if recipe.model.lora_r else origin
     trainer.remove_callback(PrinterCallback)

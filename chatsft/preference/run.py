@@ -10,7 +10,7 @@ from chatsft.arguments import RecipeError
 from chatsft.evaluation.task_selection import select_tasks
 from chatsft.preference.policy import Policy
 from chatsft.recipe import Recipe
-from chatsft.run_folder import save_run
+from chatsft.run_folder import RunRecord, save_run
 from chatsft.task_metrics import TaskMetrics
 from chatsft.tasks import Task
 
@@ -38,5 +38,6 @@ def run(
     trainer.remove_callback(ProgressCallback)
     if eval_tasks:
         trainer.add_callback(TaskMetrics(trainer, eval_tasks, policy.tokenizer))
+    trainer.add_callback(RunRecord(recipe))
     trainer.train(resume_from_checkpoint=recipe.training.resume_from_checkpoint)
     save_run(trainer, recipe, Counter(sources), policy.origin, policy.fingerprint, curves)
