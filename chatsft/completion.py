@@ -21,8 +21,18 @@ FILES = ("recipe", "html", "output", "baseline", "conversations")
 """Arguments that take a path, by name."""
 
 
+# A completed key is not a finished word: its value follows without a space.
+BASH_KEYS = """
+_chatsft_with_keys() {
+  _shtab_chatsft "$@"
+  if [[ ${COMPREPLY[0]-} == *= ]]; then compopt -o nospace; fi
+}
+complete -o bashdefault -F _chatsft_with_keys chatsft"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    print(shtab.complete(describe_command(), make_parser().parse_args(argv).shell))
+    shell = make_parser().parse_args(argv).shell
+    print(shtab.complete(describe_command(), shell) + (BASH_KEYS if shell == "bash" else ""))
     return 0
 
 
