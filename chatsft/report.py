@@ -77,9 +77,7 @@ def format_finals(runs: Sequence[Run]) -> str:
     """Lay out the last figures, one column a run."""
     rows = [("", [run.name for run in runs]), *final_rows(runs)]
     widths = [max(len(values[column]) for _, values in rows) for column in range(len(runs))]
-    lines = [
-        f"{label:<18}" + "  ".join(value.rjust(width) for value, width in zip(values, widths, strict=True)) for label, values in rows
-    ]
+    lines = [f"{label:<18}" + "  ".join(value.rjust(width) for value, width in zip(values, widths, strict=True)) for label, values in rows]
     return "\n".join(lines)
 
 

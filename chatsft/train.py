@@ -8,7 +8,6 @@ Without a terminal, or with disable_tqdm=true, a run prints a line for every log
 
 # Recipe, model, data, batches, trainer: train() reads downward, and each line names the file that does it.
 
-
 import argparse
 import hashlib
 import json

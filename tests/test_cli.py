@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,10 +25,31 @@ def test_every_program_is_a_verb():
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], []])
-def test_help_has_a_line_for_every_verb(arguments, capsys):
-    assert main(arguments) == 0
-    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert lines == [list(entry) for entry in VERBS.items()]
+def test_help_has_a_line_for_every_verb_and_examples(arguments, capsys):
+    if arguments:
+        with pytest.raises(SystemExit, match="0"):
+            main(arguments)
+    else:
+        assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    verbs = printed[printed.index("verbs:\n") + len("verbs:\n") : printed.index("\n\noptions:")]
+    assert [line.split(maxsplit=1) for line in verbs.splitlines()] == [list(entry) for entry in VERBS.items()]
+    assert "chatsft preview recipes/quickstart.yaml --stats" in printed
+
+
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"serve"}))
+def test_the_help_of_a_verb_begins_with_its_name_and_shows_an_example(verb, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([verb, "--help"])
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: chatsft {verb} ")
+    assert re.search(rf"^ *(accelerate launch -m chatsft\.|chatsft ){verb}\b", printed, re.MULTILINE)
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"chatsft {chatsft.__version__}\n"
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -66,7 +88,7 @@ def test_a_verb_like_no_other_only_points_to_the_help(capsys):
 
 
 def test_no_program_is_imported_before_it_is_needed():
-    check = "import sys, chatsft.cli; chatsft.cli.main(['--help']); print(*sys.modules)"
+    check = "import sys, chatsft.cli; chatsft.cli.main([]); print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     loaded = set(run.stdout.splitlines()[-1].split())
     assert "chatsft.cli" in loaded

@@ -11,16 +11,21 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 LAYERS = (  # what stands higher may import what stands lower; neighbours in one line may not import each other
-    ("train", "dpo", "grpo", "eval", "chat", "serve", "convert", "preview", "cli"),
+    ("completion",),
+    ("train", "dpo", "grpo", "eval", "chat", "serve", "convert", "preview", "report", "doctor", "cli"),
+    ("run_report",),
     ("preference",),
     ("run_folder",),
     ("model_card",),
     ("recipe",),
+    ("live_view",),
     ("trainer", "callbacks", "task_metrics", "adapters", "plan", "health_warnings", "warm_start"),
     ("nanochat_training", "guarded_trainer"),
     ("resumable_trainer",),
     ("arguments", "throughput", "curves", "nanochat_origin", "gradients", "faults", "step_log", "checkpoints", "stopping"),
     ("evaluation",),
+    ("inspection",),
+    ("pages", "environment"),
     ("data",),
     ("optim",),
     ("generation",),

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def colored(messages: list[dict], max_length: int) -> str:
 
 def table(output: str) -> dict[str, list[str]]:
     rows = [line.split() for line in output[output.index("source ") :].splitlines()]
-    return {row[0]: row[1:] for row in rows}
+    return {row[0]: row[1:] for row in rows if row}
 
 
 def test_the_first_conversations_are_shown_in_training_order_without_weights(recipe, capsys):
@@ -69,13 +70,15 @@ def test_stats_count_by_source_what_is_left_after_the_cut(recipe, capsys):
     assert main([str(recipe), "--num", "0", "--stats", f"max_length={len(ids)}"]) == 0
     output = capsys.readouterr().out
     assert GREEN not in output
+    rows = table(output)
     share = f"{(2 * sum(mask) + 6) / (2 * len(ids) + 18):.1%}".removesuffix("%")
-    assert table(output) == {
-        "source": ["conversations", "turns", "tokens", "supervised", "truncated"],
-        "long.jsonl": ["2", "3", str(2 * len(ids)), f"{sum(mask) / len(ids):.1%}".removesuffix("%"), "%", "1"],
-        "short.jsonl": ["2", "2", "18", "33.3", "%", "0"],
-        "total": ["4", "5", str(2 * len(ids) + 18), share, "%", "1"],
-    }
+    assert rows["source"][:4] == ["conversations", "turns", "tokens", "supervised"]
+    longest = str(len(tokenizer.render_conversation({"messages": LONG + LONG})[0]))
+    long_share = f"{sum(mask) / len(ids):.1%}".removesuffix("%")
+    assert rows["long.jsonl"] == ["2", "3", str(2 * len(ids)), long_share, "%", "conversational", "1", "0", "0", "0", longest]
+    assert rows["short.jsonl"] == ["2", "2", "18", "33.3", "%", "long", "questions", "0", "0", "0", "0", "9"]
+    assert rows["total"] == ["4", "5", str(2 * len(ids) + 18), share, "%", "conversational", "1", "0", "0", "0", longest]
+    assert "warning: long.jsonl: 1 conversation is cut off at the end." in output
 
 
 def test_stats_of_the_recorded_run_are_nanochats(capsys):
@@ -86,6 +89,70 @@ def test_stats_of_the_recorded_run_are_nanochats(capsys):
     assert output.startswith("1 of 160: ")
     assert table(output)["conversations.jsonl"][0] == "160"
     assert table(output)["total"][2] == f"{tokens:,}"
+
+
+class Page(HTMLParser):
+    """The cards of a page: source, tokens as (text, classes, title), and parts; and every address the page would fetch."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.cards, self.addresses, self.parts = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.addresses += [value for name, value in attributes.items() if name in ("src", "href", "action")]
+        if tag == "article":
+            self.cards.append((attributes["data-source"], []))
+        elif tag == "i" and "title" in attributes:
+            self.cards[-1][1].append([attributes.get("class", ""), attributes["title"], ""])
+        elif tag == "span" and attributes.get("class", "").startswith("part ") and self.cards:
+            self.parts.append(attributes["title"])
+
+    def handle_data(self, data):
+        if self.cards and self.cards[-1][1] and self.lasttag == "i":
+            self.cards[-1][1][-1][2] += data
+
+
+def test_the_page_has_the_tokens_with_their_ids_and_masks_and_fetches_nothing(recipe, capsys):
+    tool = [{"role": "user", "content": "<b>1+1"}, {"role": "assistant", "content": [{"type": "python", "text": "1+1"}]}]
+    (recipe.parent / "tool.jsonl").write_text(json.dumps(tool) + "\n")
+    path = recipe.parent / "pages" / "preview.html"
+    mixture = "train_mixture=[{path: long.jsonl}, {path: short.jsonl, repeat: 2}, {path: tool.jsonl}]"
+    assert main([str(recipe), mixture, "--html", str(path), "--num", "4"]) == 0
+    assert capsys.readouterr().out == f"Wrote {path}\n"
+    text = path.read_text()
+    page = Page(text)
+    assert page.addresses == ["data:,"]
+    assert "@import" not in text and "url(" not in text
+    assert [source for source, _ in page.cards] == ["long.jsonl", "long.jsonl", "short.jsonl", "tool.jsonl"]
+    tokenizer = load_tokenizer(str(TOKENIZER))
+    ids, mask = tokenizer.render_conversation({"messages": SHORT})
+    tokens = page.cards[2][1]
+    assert [title for _, title, _ in tokens] == [f"id {token}, token {place}" for place, token in enumerate(ids)]
+    assert ["y" in classes.split() for classes, _, _ in tokens] == [bool(trained) for trained in mask]
+    assert tokens[0][2] == "<|bos|>"
+    assert "".join(text for _, _, text in page.cards[3][1]).startswith("<|bos|><|user_start|><b>1+1<|user_end|>")
+    assert page.parts == ["python"]
+    assert not list(path.parent.glob(".*"))
+
+
+def test_a_page_can_have_the_table_in_the_terminal_too(recipe, capsys, tmp_path):
+    assert main([str(recipe), "--stats", "--html", str(tmp_path / "page.html")]) == 0
+    assert table(capsys.readouterr().out)["total"][0] == "4"
+
+
+def test_a_terminal_shows_conversations_in_frames(recipe, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert main([str(recipe), "--num", "1"]) == 0
+    output = capsys.readouterr().out
+    assert "1 of 4: " in output and "╭" in output
+    assert re.search("\x1b\\[92m.*assistant_end", output)
+
+
+def test_validation_conversations_that_are_trained_on_are_warned_of(recipe, capsys):
+    assert main([str(recipe), "--num", "0", "--stats", "eval_mixture=[{path: short.jsonl}]"]) == 0
+    assert "warning: 1 validation conversation is trained on too" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

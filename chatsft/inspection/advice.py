@@ -39,9 +39,7 @@ def advise_source(count: Counts) -> list[str]:
     if count.share > HIGHEST:
         warnings.append(f"{count.share:.1%} is trained (at most {HIGHEST:.0%} is usual). Are the questions there?")
     if count.open_answers:
-        warnings.append(
-            f"{number(count.open_answers, 'answer')} (of {count.answers:,}) without a token at the end that teaches the model to stop."
-        )
+        warnings.append(f"no trained token ends {count.open_answers:,} of {count.answers:,} answers, so the model may not learn to stop.")
     if count.truncated > MANY_CUT * count.conversations:
         warnings.append(f"{number(count.truncated)} cut off at the end. A larger max_length would keep it.")
     if count.unreached:

@@ -2,21 +2,23 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
+from statistics import median
 
 from chatsft.evaluation.comparison import Difference
 from chatsft.pages import save_page
 from chatsft.run_report.run import Run
 from chatsft.run_report.scores import differences, find_pairs, find_samples, own_reports, score_rows
 
-FINALS = {  # what the table of results shows: label, key of the log, format
-    "training loss": ("loss", "{:.4f}"),
-    "validation loss": ("eval_loss", "{:.4f}"),
-    "tokens per second": ("tokens_per_second", "{:,.0f}"),
-    "mfu": ("mfu", "{:.1%}"),
-    "memory": ("memory_gib", "{:.2f} GiB"),
-    "skipped steps": ("skipped_steps", "{:,}"),
-    "time": ("train_runtime", "{:,.0f} s"),
+FINALS = {  # what the table of results shows: label, key of the log, which of its values, format
+    "training loss": ("loss", itemgetter(-1), "{:.4f}"),
+    "validation loss": ("eval_loss", itemgetter(-1), "{:.4f}"),
+    "tokens per second": ("tokens_per_second", median, "{:,.0f}"),
+    "mfu": ("mfu", median, "{:.1%}"),
+    "memory": ("memory_gib", max, "{:.2f} GiB"),
+    "skipped steps": ("skipped_steps", itemgetter(-1), "{:,}"),
+    "time": ("train_runtime", itemgetter(-1), "{:,.0f} s"),
 }
 NOT_COMPARED = ("output_dir",)
 
@@ -41,12 +43,12 @@ def save_report(path: Path, runs: Sequence[Run], pictures: Mapping[str, bytes]) 
 
 
 def final_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """List the last value of each figure, one column a run; what no run has is left out."""
+    """List what each figure came to (the last value; the median of a speed; the most of the memory), one column a run."""
     rows = [("steps", [f"{run.global_step:,} of {run.max_steps:,}" for run in runs])]
-    for label, (key, form) in FINALS.items():
-        values = [run.last(key) for run in runs]
-        if any(value is not None for value in values):
-            rows.append((label, ["-" if value is None else form.format(value) for value in values]))
+    for label, (key, choose, form) in FINALS.items():
+        values = [[value for _, value in run.points(key)] for run in runs]
+        if any(values):
+            rows.append((label, [form.format(choose(column)) if column else "-" for column in values]))
     return rows
 
 

@@ -12,7 +12,6 @@ from chatsft.evaluation.task_evaluation import TaskReport
 from chatsft.model_card import RECIPE_FILE
 
 STATE_FILE = "trainer_state.json"
-NOT_LOSSES = ("runtime", "per_second")
 
 Points = list[tuple[int, float]]
 
@@ -61,11 +60,6 @@ class Run:
     def points(self, key: str) -> Points:
         """Return (step, value) for every log that has the key."""
         return [(log["step"], log[key]) for log in self.logs if key in log and log[key] is not None]
-
-    def last(self, key: str) -> float | None:
-        """Return the last value of a key, None where there is none."""
-        points = self.points(key)
-        return points[-1][1] if points else None
 
     def keys(self, start: str = "", end: str = "") -> list[str]:
         """List the keys of the log that begin and end so, in the order in which they came up."""
