@@ -2,6 +2,7 @@
 
 import atexit
 from collections.abc import Sequence
+from itertools import pairwise
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -116,7 +117,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
     values = [value for value in values if value == value and abs(value) != float("inf")]
     width = min(width, len(values))
     bounds = [index * len(values) // width for index in range(width + 1)] if width else []
-    means = [sum(values[low:high]) / (high - low) for low, high in zip(bounds, bounds[1:], strict=False)]
+    means = [sum(values[low:high]) / (high - low) for low, high in pairwise(bounds)]
     if not means:
         return ""
     low, span = min(means), (max(means) - min(means)) or 1.0

@@ -96,7 +96,7 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.cards, self.addresses, self.parts = [], [], []
+        self.cards, self.addresses, self.parts, self.is_token = [], [], [], False
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -105,13 +105,17 @@ class Page(HTMLParser):
         if tag == "article":
             self.cards.append((attributes["data-source"], []))
         elif tag == "i" and "title" in attributes:
+            self.is_token = True
             self.cards[-1][1].append([attributes.get("class", ""), attributes["title"], ""])
         elif tag == "span" and attributes.get("class", "").startswith("part ") and self.cards:
             self.parts.append(attributes["title"])
 
     def handle_data(self, data):
-        if self.cards and self.cards[-1][1] and self.lasttag == "i":
+        if self.is_token:
             self.cards[-1][1][-1][2] += data
+
+    def handle_endtag(self, tag):
+        self.is_token = False
 
 
 def test_the_page_has_the_tokens_with_their_ids_and_masks_and_fetches_nothing(recipe, capsys):
