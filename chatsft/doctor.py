@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(Text.assemble(f"{name:<12}", (f"{finding.state:<7}", STYLES[finding.state]), finding.text), soft_wrap=True)
         states.append(finding.state)
         topic = finding.topic
-    console.print(f"\n{states.count(FAULT)} faults, {states.count(NOTE)} notes")
+    console.print(f"\nfaults: {states.count(FAULT)}, notes: {states.count(NOTE)}")
     return int(FAULT in states)
 
 

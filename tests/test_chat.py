@@ -212,7 +212,7 @@ def test_what_does_not_load_is_one_line_and_exit_code_2(tmp_path, capsys):
 def test_impossible_options_are_refused(options, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["anywhere", *options])
-    assert "chatsft.chat: error: " in capsys.readouterr().err
+    assert "chatsft chat: error: " in capsys.readouterr().err
 
 
 def test_a_system_text_is_in_the_prompt_as_training_renders_it(checkpoint, tokenizer, monkeypatch):

@@ -18,7 +18,7 @@ def test_every_topic_is_looked_at_and_the_exit_code_tells_whether_there_is_a_fau
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:-2] if line[0] != " "] == ["versions", "hardware", "attention", "sandbox", "disk"]
     faults = [line for line in lines[:-2] if line[12:].startswith("fault")]
-    assert lines[-1].startswith(f"{len(faults)} faults, ")
+    assert lines[-1].startswith(f"faults: {len(faults)}, notes: ")
     assert code == bool(faults)
 
 

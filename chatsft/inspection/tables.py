@@ -41,10 +41,10 @@ def print_conversation(console: Console, head: str, tokens: str) -> None:
 
 def counts_table(counts: Mapping[str, Counts]) -> Table:
     """Lay out the counts, one line a source and one for all of them."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("source", overflow="fold")
     for name in COLUMNS:
-        table.add_column(name, justify="left" if name == "usual for" else "right")
+        table.add_column(name, justify="left" if name == "usual for" else "right", overflow="fold")
     for source, count in counts.items():
         table.add_row(source, *cells(count))
     table.add_row("total", *cells(sum(counts.values(), start=Counts())), style="bold")
