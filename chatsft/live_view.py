@@ -1,8 +1,11 @@
 """A run as it goes, in the terminal: progress, figures and the course of the loss."""
 
 import atexit
+import logging
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -44,6 +47,7 @@ class LiveView(TrainerCallback):
         self.task = self.progress.add_task("training", total=state.max_steps, completed=state.global_step)
         self.live = Live(get_renderable=self.render, console=self.console, refresh_per_second=4)
         self.live.start()
+        self.handlers = redirect_logging()
         atexit.register(self.close)  # whatever ends the run, the terminal gets its cursor back
 
     def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs) -> None:
@@ -67,6 +71,8 @@ class LiveView(TrainerCallback):
         if self.live is not None:
             self.live.stop()
             self.live = None
+            for handler, stream in self.handlers:
+                handler.setStream(stream)
 
     def render(self) -> RenderableType:
         return Panel(Group(self.progress, figures_table(self.figures), loss_line(self.losses)), border_style="dim")
@@ -76,6 +82,13 @@ def choose_console(args: TrainingArguments) -> TrainerCallback:
     """Return the live view in a terminal, and otherwise, or with disable_tqdm, nanochat's line for every log."""
     console = Console()
     return LiveView(console) if console.is_terminal and not args.disable_tqdm else ConsoleCallback()
+
+
+def redirect_logging() -> list[tuple[logging.StreamHandler, TextIO]]:
+    """Send warnings above the picture instead of through it: handlers keep the stderr that was there before. Return the old streams."""
+    handlers = [*logging.getLogger().handlers, *logging.getLogger("transformers").handlers]
+    plain = [handler for handler in handlers if type(handler) is logging.StreamHandler]
+    return [(handler, handler.setStream(sys.stderr) or handler.stream) for handler in plain]
 
 
 def make_progress(console: Console) -> Progress:

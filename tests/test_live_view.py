@@ -1,6 +1,7 @@
 """The live view shows a run's figures in a terminal, and stays out of the way elsewhere."""
 
 import io
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -77,3 +78,19 @@ def test_a_sparkline_averages_stretches_and_leaves_out_what_is_no_number():
     assert sparkline([1.0, 3.0, 9.0, 11.0, float("nan")], 2) == "▁█"
     assert sparkline([2.0, 2.0], 5) == "▁▁"
     assert sparkline([float("inf")], 5) == ""
+
+
+def test_warnings_go_above_the_picture_and_the_handlers_are_put_back(terminal):
+    logger, before = logging.getLogger("tests.live_view"), io.StringIO()
+    handler = logging.StreamHandler(before)
+    logging.getLogger().addHandler(handler)
+    try:
+        view = LiveView(terminal)
+        view.on_train_begin(None, make_state(0), None)
+        logger.warning("look at this")
+        view.close()
+        logger.warning("and at that")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert "look at this" in terminal.file.getvalue()
+    assert before.getvalue() == "and at that\n"
