@@ -1,9 +1,9 @@
 """Faults in a batch: a step that met one is made on no process, and no process waits for another.
 
-Each process computes its micro-batches alone. Before gradients are averaged, the processes exchange one number each, and all of them
-make the step or none does. Reading these numbers is the only place in a step where the host waits for the device. It waits there, and
-does not let the device decide, because then the optimizer needs to know nothing of faults: a dropped step has no gradients, so weights,
-momenta and counters stay as they are. The wait costs the launch of the first kernels of the update, tens of microseconds.
+Whatever happens to a process in its micro-batches, it takes part in averaging the gradients (`gradients.py`). Then the processes exchange
+one number each, and all of them make the step or none does. Reading these numbers is the only place in a step where the host waits for
+the device. It waits there, and does not let the device decide, because then the optimizer needs to know nothing of faults: a dropped step
+has no gradients, so weights, momenta and counters stay as they are. The device is idle only while the update's first kernels are launched.
 """
 
 import logging
@@ -57,6 +57,7 @@ class StepGuard:
         if self.is_sharded and self.accelerator.num_processes > 1:
             end_process(reason)
         self.is_out_of_memory = True
+        clear_device_cache(garbage_collection=True)
         logger.warning("out of memory on process %d: %s", self.accelerator.process_index, reason)
 
     def agree(self, norms: dict[str, Tensor], is_stopping: bool) -> list[int]:
@@ -73,19 +74,30 @@ class StepGuard:
         """Forget the step: without gradients the optimizer leaves everything as it is."""
         model.zero_grad(set_to_none=True)
         self.loss = torch.zeros_like(self.loss)
-        if self.is_out_of_memory:
-            clear_device_cache(garbage_collection=True)
 
 
 def faults_by_process(met: list[int]) -> dict[int, str]:
     """Put what the processes met into words; a gradient that is not finite is named only where no loss explains it.
 
-    >>> faults_by_process([GRADIENT, LOSS + GRADIENT, STOP])  # as with a sharded model, whose gradients are added up before
+    >>> faults_by_process([GRADIENT, LOSS + GRADIENT, GRADIENT])  # averaged, the gradients are the same on all
     {1: 'a loss that is not finite'}
     """
     causes = [bit for bit in FAULTS if any(bits & bit for bits in met)]
     causes = [bit for bit in causes if bit != GRADIENT] or causes
     return {process: FAULTS[bit] for bit in causes for process, bits in enumerate(met) if bits & bit}
+
+
+def describe_faults(found: dict[int, str], num_processes: int) -> str:
+    """Write what `faults_by_process` found.
+
+    >>> describe_faults({0: "out of memory", 3: "out of memory"}, 4)
+    'out of memory on process 0, 3'
+    """
+    processes = {fault: [process for process, other in found.items() if other == fault] for fault in found.values()}
+    return ", ".join(
+        f"{fault} on {'every process' if len(where) == num_processes > 1 else 'process ' + ', '.join(map(str, where))}"
+        for fault, where in processes.items()
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

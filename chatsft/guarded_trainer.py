@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from chatsft.data.packing import ConversationRows
-from chatsft.faults import FAULTS, STOP, StepGuard, faults_by_process
-from chatsft.gradients import average_gradients, gradient_norms, local_gradients
+from chatsft.faults import FAULTS, STOP, StepGuard, describe_faults, faults_by_process
+from chatsft.gradients import GradientAverager, gradient_norms, local_gradients
 from chatsft.resumable_trainer import ResumableTrainer
 from chatsft.step_log import StepLog
 
@@ -29,6 +29,7 @@ class GuardedTrainer(ResumableTrainer):
         self.guard = StepGuard(self.accelerator, can_drop, self.is_sharded)
         self.step_log, self.skipped_in_a_row = StepLog(self.args.device), 0
         self.step_tokens = torch.zeros((), dtype=torch.long)
+        self.averager: GradientAverager | None = None
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Take the micro-batches of one optimizer step and count what they train."""
@@ -39,15 +40,19 @@ class GuardedTrainer(ResumableTrainer):
         return batches, supervised_tokens
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        """Compute a micro-batch on this process alone; after the last of a step, make the step on every process or on none.
+        """Compute a micro-batch; after the last of a step, make the step on every process or on none.
 
         Returns:
             The loss of the whole step after its last micro-batch; zero before, and for a step that is left out.
         """
+        if self.averager is None:
+            self.averager = GradientAverager(model)
+        self.averager.begin(is_last=self.accelerator.sync_gradients)
         with local_gradients(model):
             self.guard.attempt(partial(super().training_step, model, inputs, num_items_in_batch))
         if not self.accelerator.sync_gradients:
             return torch.zeros_like(self.guard.loss)
+        self.averager.finish()
         norms = gradient_norms(self.optimizer.param_groups)
         met = self.guard.agree(norms, self.stop_signal.is_received)
         if any(bits & STOP for bits in met):
@@ -55,8 +60,6 @@ class GuardedTrainer(ResumableTrainer):
         if any(bits & fault for bits in met for fault in FAULTS):
             self._leave_out(model, met)
         else:
-            if average_gradients(model):
-                norms = gradient_norms(self.optimizer.param_groups)
             self.step_log.add(self.guard.loss, self.step_tokens, norms, is_whole=self._place_in_epoch() + 1 < self._steps_per_epoch())
             self.skipped_in_a_row = 0
         return self.guard.loss
@@ -69,10 +72,10 @@ class GuardedTrainer(ResumableTrainer):
         named = self.train_dataset.name_conversations(rows) if rows and isinstance(self.train_dataset, ConversationRows) else []
         entry = {"skipped_step": {str(process): fault for process, fault in faults.items()}, "rows": rows, "conversations": named}
         self.state.log_history.append({**entry, "step": self.state.global_step + 1})
-        words = ", ".join(f"{fault} on process {process}" for process, fault in faults.items())
+        words = describe_faults(faults, len(met))
         if self.is_world_process_zero():
-            message = "Step %05d was left out on every process: %s. Its rows: %s, its conversations: %s"
-            logger.warning(message, self.state.global_step, words, rows, ", ".join(named) or "unnamed")
+            where = f"Its rows were {rows[0]} to {rows[-1]} ({list_start(named)})" if rows else "Its rows are unknown"
+            logger.warning("Step %05d was left out on every process: %s. %s", self.state.global_step, words, where)
         if self.skipped_in_a_row > self.args.max_skipped_in_a_row:
             self.end(f"{self.skipped_in_a_row} steps in a row were left out, the last one because of {words}")
 
@@ -95,3 +98,12 @@ class GuardedTrainer(ResumableTrainer):
 
     def load_progress(self, progress: dict) -> None:
         self.step_log.load_state(progress, self.accelerator)
+
+
+def list_start(names: list[str]) -> str:
+    """Write the first of many names.
+
+    >>> list_start(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "") or "unnamed"

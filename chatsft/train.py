@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import datasets
+from safetensors import SafetensorError
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, overrides = make_parser().parse_known_args(argv)
     try:
         train(load_recipe(options.recipe, overrides))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except TrainingFault as error:

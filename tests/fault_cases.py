@@ -3,10 +3,12 @@
 import os
 import signal
 from pathlib import Path
+from unittest import mock
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
+from chatsft import gradients
 from chatsft.trainer import ChatTrainer
 from tests.tiny_runs import ShardedTrainer
 from tests.tiny_training import FaultyTrainer, build_rows, build_trainer, everything_that_an_update_changes, losses, skipped
@@ -21,6 +23,9 @@ CASES = [
     ("no memory forward", 3, 1, 0, 2026),
     ("no memory backward", 2, 0, 0, 2025),
     ("no memory backward", 3, 1, 1, 2026),
+    ("no memory midway", 0, 1, 1, 2025),
+    ("no memory midway", 4, 1, 0, 2026),
+    ("no memory midway", 4, 0, 1, 2025),
 ]
 SHARDED_CASES = [("nan loss", 2, 0, 1, 2026), ("nan gradient", 3, 1, 0, 2025)]
 
@@ -32,6 +37,7 @@ class ShardedFaultyTrainer(FaultyTrainer, ShardedTrainer):
 def run_case(folder: Path, fault: str, step: int, micro_batch: int, process: int, generation: int, kind: type = FaultyTrainer) -> dict:
     """Train with a fault, and without the rows of the step that meets it."""
     forget_state()
+    gradients.BUCKET_BYTES = 10_000  # so that gradients are sent in several parts
     rows = build_rows(ROWS)
     faulty = build_trainer(folder, rows, trainer_class=kind, generation=generation)
     faulty.faults = {(step, micro_batch, process): fault}
@@ -49,6 +55,22 @@ def run_case(folder: Path, fault: str, step: int, micro_batch: int, process: int
         "count": [log["skipped_steps"] for log in faulty.state.log_history if "skipped_steps" in log],
         "global_step": faulty.state.global_step,
     }
+
+
+def watch_averaging(folder: Path) -> list[tuple[int, int]]:
+    """Return the parts of the gradients sent before the end of each step's last backward pass, and all parts."""
+    forget_state()
+    gradients.BUCKET_BYTES = 10_000
+    trainer = build_trainer(folder, build_rows(ROWS))
+    parts, finish = [], gradients.GradientAverager.finish
+
+    def watch(averager) -> None:
+        parts.append((len(averager.works), len(averager.buckets)))
+        finish(averager)
+
+    with mock.patch.object(gradients.GradientAverager, "finish", watch):
+        trainer.train()
+    return parts
 
 
 def run_sharded_case(folder: Path, *case) -> dict:

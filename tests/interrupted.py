@@ -21,14 +21,14 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["chatsft.train", "tests.interrupted"])
 
 
-def start(folder: Path, *overrides: str, moment: tuple | None = None) -> multiprocessing.Process:
+def start(folder: Path, *overrides: str, moment: tuple | None = None, quiet: bool = False) -> multiprocessing.Process:
     """Start the train program on one core in a process of its own.
 
     Args:
         moment: a function, the number of its call at which the process sends itself a signal, and the signal if it is not SIGKILL.
     """
     words = [str(ROOT / "recipes" / "parity.yaml"), f"output_dir={folder}", *SETTINGS, *overrides]
-    process = CONTEXT.Process(target=live, args=(words, moment))
+    process = CONTEXT.Process(target=live, args=(words, moment, quiet))
     process.start()
     return process
 
@@ -39,7 +39,10 @@ def finish(process: multiprocessing.Process, seconds: float | None = 120) -> int
     return process.exitcode
 
 
-def live(words: list[str], moment: tuple | None) -> None:
+def live(words: list[str], moment: tuple | None, quiet: bool) -> None:
+    if quiet:
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     import torch
 
     from chatsft.train import main

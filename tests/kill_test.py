@@ -38,16 +38,17 @@ def main(argv: list[str] | None = None) -> int:
         while kills < options.kills:
             runs += 1
             output = Path(folder) / f"killed-{runs}"
-            kills += kill_until_done(output, lambda: generator.uniform(0, whole_life), moments)
+            kills += kill_until_done(output, lambda: generator.uniform(0, 0.7 * whole_life), moments)
             compare(straight, output)
-    print(f"{kills} kills in {runs} runs {moments}: every run ended with the losses, the log and the weights of one nobody killed")
+    where = ", ".join(f"{number} while {moment}" for moment, number in moments.items())
+    print(f"{kills} kills in {runs} runs ({where}): every run ended with the losses, the log and the weights of one nobody killed")
     return 0
 
 
 def time_life(output: Path) -> float:
     """Return the seconds of a run that nobody kills."""
     begin = time.perf_counter()
-    if finish(start(output)) != 0:
+    if finish(start(output, quiet=True)) != 0:
         raise SystemExit("a run without kills did not finish")
     return time.perf_counter() - begin
 
@@ -56,7 +57,7 @@ def kill_until_done(output: Path, draw_seconds: Callable[[], float], moments: di
     """Give a run life after life, each of so many seconds, until one ends by itself; return the number of kills."""
     kills, reached = 0, 0
     while True:
-        life = start(output, "resume_from_checkpoint=true")
+        life = start(output, "resume_from_checkpoint=true", quiet=True)
         code = finish(life, draw_seconds())
         if code == 0:
             return kills

@@ -126,6 +126,10 @@ class FaultyTrainer(ChatTrainer):
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         place = (self.state.global_step, self.micro_batch, self.args.process_index)
         self.micro_batch += 1
+        if self.faults.get(place) == "no memory midway":
+            weight = self.model.model.layers[1].mlp.up_proj.weight  # when its gradient is there, those of the head are too
+            hook = weight.register_hook(lambda _: (hook.remove(), run_out_of_memory()))
+            return loss
         return HARMS[self.faults[place]](loss) if place in self.faults else loss
 
     def get_batch_samples(self, *args):

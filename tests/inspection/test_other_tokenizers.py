@@ -8,8 +8,8 @@ from tests.inspection.test_statistics import TWO, make_mixture
 from tests.other_models import MARKED, UNMARKED, build_tokenizer
 
 ENDLESS = (
-    "{% for message in messages %}{{ message['role'] + ': ' }}{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}"
-    "{% endgeneration %}{% else %}{{ message['content'] }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% for message in messages %}{{ message['role'] + ': ' }}{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] }}{% endgeneration %}{% else %}{{ message['content'] }}{% endif %}{{ '\n' }}{% endfor %}"
 )
 
 
