@@ -13,6 +13,7 @@ REPOSITORY = Path(__file__).parents[1]
 LAYERS = (  # what stands higher may import what stands lower; neighbours in one line may not import each other
     ("train", "dpo", "grpo", "eval", "chat", "serve", "convert", "preview", "cli"),
     ("preference",),
+    ("dialogue",),
     ("run_folder",),
     ("model_card",),
     ("recipe",),
