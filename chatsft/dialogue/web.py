@@ -29,10 +29,10 @@ WAITING = "Waiting: the model is answering someone else."
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # those of the computer: none is fetched
 
 
-START = gr.Textbox("", submit_btn=False, stop_btn=True)
+START = gr.update(value="", submit_btn=False, stop_btn=True)
 """The message box when an answer begins: empty, with a button to stop; what is typed from then on stays."""
 
-END = gr.Textbox(submit_btn=True, stop_btn=False)
+END = gr.update(submit_btn=True, stop_btn=False)
 """The message box when an answer has ended."""
 
 
