@@ -48,7 +48,8 @@ def preview(recipe: Recipe, num: int, stats: bool) -> None:
     """Print the first conversations of the training mixture and, if asked, the table of its sources."""
     data = recipe.data
     tokenizer = load_any_tokenizer(recipe.model.model_name_or_path, recipe.model.tokenizer_path)
-    mixture = load_mixture(data.train_mixture, data_root=data.data_root, folders=(recipe.folder, "."), order=data.mixture_order)
+    places = {"data_root": data.data_root, "folders": (recipe.folder, ".")}
+    mixture = load_mixture(data.train_mixture, **places, order=data.mixture_order, on_bad_row=data.on_bad_row)
     shown = mixture if stats else mixture.select(range(min(num, len(mixture))))
     rendered = render_dataset(shown, tokenizer, data.max_length, num_proc=data.dataset_num_proc)
     for index in range(min(num, len(mixture))):

@@ -31,7 +31,7 @@ LAYERS = (  # what stands higher may import what stands lower; neighbours in one
     ("model",),
 )
 STAGES = {  # of data/: they meet in dataset columns
-    "load": ("mixture", "conversations", "entries", "formats"),
+    "load": ("mixture", "conversations", "entries", "formats", "tool_calls"),
     "render": ("rendering", "template_rendering"),
     "pack": ("packing",),
     "collate": ("collator",),
