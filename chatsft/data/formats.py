@@ -60,7 +60,7 @@ unused=('id',))
         return map_alpaca(fields)
     if "text" in fields:
         return Mapped(check_text(fields["text"]), "raw text", 0, unused(fields, "text"))
-    raise ConversationError(f"no conversation in {describe(value)}; expected {LAYOUTS}, or name the columns in `columns`{hint(fields)}")
+    raise ConversationError(f"no conversation in {describe(value)}; {suggest_columns(fields)}")
 
 
 def map_columns(row: object, columns: dict) -> Mapped:
@@ -163,14 +163,16 @@ def unused(fields: dict, *used: str) -> tuple[str, ...]:
     return tuple(str(key) for key in fields if key not in used)
 
 
-def hint(fields: dict) -> str:
-    """Say what `columns` would be for names often met.
+def suggest_columns(fields: dict) -> str:
+    """Say what `columns` would be for names often met, or which layouts there are.
 
-    >>> hint({"question": "1+1", "answer": "2"})
-    ', as {prompt: question, completion: answer}'
+    >>> suggest_columns({"question": "1+1", "answer": "2"})
+    'for its question and answer, add columns: {prompt: question, completion: answer} to the entry'
     """
     pair = next((pair for pair in PAIRS if set(pair) <= set(fields)), None)
-    return f", as {{prompt: {pair[0]}, completion: {pair[1]}}}" if pair else ""
+    if pair is None:
+        return f"expected {LAYOUTS}, or name the columns in `columns`"
+    return f"for its {pair[0]} and {pair[1]}, add columns: {{prompt: {pair[0]}, completion: {pair[1]}}} to the entry"
 
 
 def describe(value: object) -> str:

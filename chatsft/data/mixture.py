@@ -113,14 +113,22 @@ def format_report(source: str, rows: datasets.Dataset) -> str:
 
     >>> rows = {"layout": ["messages", "ShareGPT turns"], "num_calls": [2, 0], "unused": [["id"], []]}
     >>> format_report("chat.jsonl", datasets.Dataset.from_dict(rows))
-    'chat.jsonl: 2 rows: 1 messages, 1 ShareGPT turns; 2 tool calls became python parts; not used: id (1)'
+    'chat.jsonl: 2 rows, read as messages (1), ShareGPT turns (1); tool calls as python parts (2); not used: id (1)'
     """
-    layouts, unused = Counter(rows["layout"]), Counter(field for fields in rows["unused"] for field in fields)
+    unused = Counter(field for fields in rows["unused"] for field in fields)
     num_calls = sum(rows["num_calls"])
-    parts = [", ".join(f"{count:,} {layout}" for layout, count in layouts.most_common())]
-    parts += [f"{num_calls:,} tool calls became python parts"] if num_calls else []
-    parts += [f"not used: {', '.join(f'{field} ({count:,})' for field, count in unused.most_common())}"] if unused else []
-    return f"{source}: {len(rows):,} rows: {'; '.join(parts)}"
+    report = f"{source}: {len(rows):,} rows, read as {format_counts(Counter(rows['layout']))}"
+    report += f"; tool calls as python parts ({num_calls:,})" if num_calls else ""
+    return report + (f"; not used: {format_counts(unused)}" if unused else "")
+
+
+def format_counts(counts: Counter) -> str:
+    """Write counts, the largest first.
+
+    >>> format_counts(Counter("aab"))
+    'a (2), b (1)'
+    """
+    return ", ".join(f"{name} ({count:,})" for name, count in counts.most_common())
 
 
 def generate_rows(conversations: Conversations, entry: dict) -> Iterator[dict]:

@@ -10,11 +10,14 @@ from chatsft.model.conversation import ConversationError
 logger = logging.getLogger(__name__)
 
 SHOWN = 20
-ON_BAD_ROW = ("error", "skip")
 
 
-def handle_bad_rows(source: str, problems: Sequence[str], num_rows: int, on_bad_row: str) -> None:
-    """Raise an error that lists the problems, each "place: what, why, what to do", or log that these rows are left out."""
+def handle_bad_rows(source: str, problems: Sequence[str], num_rows: int, on_bad_row: str | None = None) -> None:
+    """Raise an error that lists the problems, each "place: what, why, what to do", or log that these rows are left out.
+
+    Args:
+        on_bad_row: "skip" leaves them out; "error" tells of that way out too, None knows of none.
+    """
     if not problems:
         return
     listed = "\n".join(list_problems(problems))
@@ -24,7 +27,8 @@ def handle_bad_rows(source: str, problems: Sequence[str], num_rows: int, on_bad_
     elif len(problems) == 1:
         raise ConversationError(listed)
     else:
-        raise ConversationError(f"{listed}\n{count} cannot be trained on. Correct them, or set on_bad_row: skip to leave them out.")
+        way_out = ", or set on_bad_row: skip to leave them out" if on_bad_row == "error" else ""
+        raise ConversationError(f"{listed}\n{count} cannot be used. Correct them{way_out}.")
 
 
 def list_problems(problems: Sequence[str]) -> list[str]:

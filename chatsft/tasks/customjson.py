@@ -23,7 +23,7 @@ class CustomJSON(Task):
                 self.conversations.append(self.read_line(line, f"{self.path}:{number}"))
             except ValueError as error:
                 problems.append(str(error))
-        handle_bad_rows(self.path.name, problems, len(problems) + len(self.conversations), "error")
+        handle_bad_rows(self.path.name, problems, len(problems) + len(self.conversations))
 
     def read_line(self, line: bytes, place: str) -> dict:
         value = parse_line(line, place)

@@ -53,7 +53,7 @@ def load_local_table(path: Path, columns: tuple[str, ...]) -> Table:
             check_columns(rows[-1], columns, where)
         except ValueError as error:
             problems.append(str(error))
-    handle_bad_rows(path.name, problems, len(rows), "error")
+    handle_bad_rows(path.name, problems, len(rows))
     order = np.random.default_rng(SHUFFLE_SEED).permutation(len(rows))
     return Table([rows[index] for index in order], file_fingerprint(path))
 

@@ -151,7 +151,7 @@ def test_one_error_names_every_bad_line_and_the_second_run_says_the_same(tmp_pat
         '"completion": ...}, {"instruction": ..., "output": ...}, {"conversations": [{"from": "human", "value": ...}, ...]} or, for raw '
         'text, {"text": ...}, or name the columns in `columns`',
         "chat.jsonl:3: no assistant message, so there is nothing to learn. Add one or remove the conversation.",
-        "3 of 5 rows of chat.jsonl cannot be trained on. Correct them, or set on_bad_row: skip to leave them out.",
+        "3 of 5 rows of chat.jsonl cannot be used. Correct them, or set on_bad_row: skip to leave them out.",
     ]
     for _ in range(2):
         with pytest.raises(ConversationError) as error:
@@ -178,7 +178,7 @@ def test_twenty_bad_lines_are_shown_and_the_rest_is_counted_by_kind(tmp_path):
     assert lines[19].startswith("chat.jsonl:20: no conversation in a int")
     assert lines[20:22] == ["... and 32 more:", "30 x there is no user message, expected at least one. Add one or remove the conversation."]
     assert lines[22].startswith("2 x no conversation in a int")
-    assert lines[23].startswith("52 of 54 rows of chat.jsonl cannot be trained on.")
+    assert lines[23].startswith("52 of 54 rows of chat.jsonl cannot be used.")
 
 
 def test_a_file_of_bad_rows_only_leaves_nothing(tmp_path):
@@ -223,7 +223,8 @@ def test_what_was_read_is_reported_from_the_cache_too(tmp_path, caplog):
     for _ in range(2):
         caplog.clear()
         assert load("chat.jsonl")[1][1]["content"] == [{"type": "python", "text": "1+1"}, {"type": "python_output", "text": "2"}]
-        assert caplog.messages == ["chat.jsonl: 3 rows: 2 messages, 1 Alpaca fields; 1 tool calls became python parts; not used: id (2)"]
+        report = "chat.jsonl: 3 rows, read as messages (2), Alpaca fields (1); tool calls as python parts (1); not used: id (2)"
+        assert caplog.messages == [report]
 
 
 def test_a_table_fills_in_none_and_is_read_all_the_same(tmp_path):

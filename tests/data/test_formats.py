@@ -57,7 +57,11 @@ def test_every_layout_gives_messages(value, columns, messages):
             r"turn 1 \(function_call\) is not JSON \(Expecting value: line 1 column 1 \(char 0\)\). Write {name, arguments}.",
         ),
         ([{"from": "human", "value": "a"}, {"from": "bot", "value": "b"}], None, "turn 1 is from 'bot', expected human, gpt, system, fun"),
-        ({"question": "a", "answer": "b"}, None, "or name the columns in `columns`, as {prompt: question, completion: answer}"),
+        (
+            {"question": "a", "answer": "b"},
+            None,
+            "for its question and answer, add columns: {prompt: question, completion: answer} to",
+        ),
         ({"instruction": "a", "output": "b", "history": ["a"]}, None, "history is not a list of"),
         ([{"from": "human"}], None, "turn 0 is an object with from, expected from and value"),
     ],

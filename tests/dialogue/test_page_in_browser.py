@@ -28,15 +28,15 @@ from tests.dialogue.models import GEN_MODEL, QUESTION, TOKENIZER
 
 pytestmark = pytest.mark.slow
 
-PROGRAM = ["chatsft.chat", str(GEN_MODEL), "--tokenizer_path", str(TOKENIZER), "--web", "--temperature", "0", "--max_new_tokens", "60"]
+PROGRAM = ["chatsft.chat", GEN_MODEL.name, "--tokenizer_path", TOKENIZER.name, "--web", "--temperature", "0", "--max_new_tokens", "60"]
 SHOWN = ["9-13 =", "calculator\n9-13 = -4", "-4\n#### -4"]
 
 
 @contextmanager
-def served(*arguments: str) -> Iterator[str]:
+def served(*arguments: str, folder: Path | None = None) -> Iterator[str]:
     """Run a program that serves the page, and give its address; Ctrl-C ends it."""
-    environment = os.environ | {"GRADIO_SHARE": "1"}  # not even then
-    program = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True, env=environment)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "GRADIO_SHARE": "1"}  # shared not even then
+    program = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True, env=environment, cwd=folder)
     try:
         line = program.stdout.readline()
         yield re.fullmatch(r"Talk to it at (http://127\.0\.0\.1:\d+/) \(Ctrl-C to end\)\n", line)[1]
@@ -72,7 +72,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address():
-    with served(*PROGRAM, "--compare", str(GEN_MODEL)) as address:
+    with served(*PROGRAM, "--compare", GEN_MODEL.name, folder=GEN_MODEL.parent) as address:
         yield address
 
 
