@@ -14,6 +14,7 @@ from tests.hub_server import running_hub
 from tests.test_hub import hub_environment
 
 DOCS = Path(__file__).parents[1] / "docs"
+EXAMPLES = DOCS.parent / "recipes" / "examples"
 PAGES = {"data.md": "file", "data_file.md": "file", "data_hub.md": "hub", "data_task.md": "task"}
 BLOCK = re.compile(r'^```(\w+)(?: title="(.*?)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 
@@ -45,15 +46,15 @@ def test_a_page_shows_the_files_of_its_example(page, folder):
     shown = {name: text for _, name, text in blocks(page) if name}
     assert len(shown) == {"data.md": 0, "data_hub.md": 3}.get(page, 2)
     for name, text in shown.items():
-        assert text == (DOCS / "examples" / folder / name).read_text(), name
+        assert text == (EXAMPLES / folder / name).read_text(), name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "folder"), PAGES.items())
 def test_a_page_runs_as_it_says(page, folder, tmp_path):
-    example = tmp_path / "docs" / "examples" / folder
-    shutil.copytree(DOCS / "examples" / folder, example)
-    (tmp_path / "recipes").symlink_to(DOCS.parent / "recipes")
+    example = tmp_path / "examples" / folder
+    shutil.copytree(EXAMPLES / folder, example)
+    (tmp_path / "quickstart").symlink_to(EXAMPLES.parent / "quickstart")
     programs = {"python": [sys.executable], "hf": [str(Path(sys.executable).with_name("hf"))]}
     assert commands(page)
     with running_hub() as hub:
