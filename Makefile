@@ -35,6 +35,7 @@ test: $(INSTALLED_DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q
 
+# The tests of the web page drive Chromium: apt-get install chromium chromium-driver
 test-slow: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
 

@@ -72,6 +72,7 @@ class DataArguments:
         eval_mixture: the same, for the validation loss.
         data_root: folder of local task data, in place of the Hub.
         mixture_order: "shuffled", nanochat's order, or "sequence", one entry after the other.
+        on_bad_row: "error" lists the rows that cannot be trained on and ends, "skip" lists them and leaves them out.
         max_length: tokens a conversation or a packed row may have; longer conversations are cut.
         packing: put several conversations into a row.
         target_examples_per_step: conversations per optimizer step, over all processes.
@@ -83,6 +84,7 @@ class DataArguments:
     eval_mixture: list | None = None
     data_root: str | None = None
     mixture_order: str = "shuffled"
+    on_bad_row: str = "error"
     max_length: int = 2048
     packing: bool = True
     target_examples_per_step: int | None = None
@@ -94,6 +96,8 @@ class DataArguments:
             raise RecipeError("Set either target_examples_per_step (conversations) or total_batch_size (tokens), and not both.")
         if self.total_batch_size is not None and not self.packing:
             raise RecipeError("total_batch_size counts the tokens of packed rows. Set packing: true, or use target_examples_per_step.")
+        if self.on_bad_row not in ("error", "skip"):
+            raise RecipeError(f"on_bad_row is {self.on_bad_row!r}; it is error or skip.")
         for name in ("max_length", "target_examples_per_step", "total_batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

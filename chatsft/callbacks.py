@@ -49,9 +49,10 @@ class FinalEvaluation(TrainerCallback):
             control.should_evaluate = True
 
 
-def set_verbosity() -> None:
-    """Leave the console to the run's own lines."""
+def set_verbosity(is_main_process: bool = True) -> None:
+    """Leave the console to the run's own lines; what was read from where is told by one process."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("chatsft").setLevel(logging.INFO if is_main_process else logging.WARNING)
     transformers_logging.set_verbosity_warning()
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()

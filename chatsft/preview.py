@@ -93,7 +93,8 @@ def preview(recipe: Recipe, options: argparse.Namespace) -> None:
 def load(recipe: Recipe, entries: list) -> datasets.Dataset:
     """Load a mixture of the recipe, in training order."""
     data = recipe.data
-    return load_mixture(entries, data_root=data.data_root, folders=(recipe.folder, "."), order=data.mixture_order)
+    places = {"data_root": data.data_root, "folders": (recipe.folder, ".")}
+    return load_mixture(entries, **places, order=data.mixture_order, on_bad_row=data.on_bad_row)
 
 
 def describe(row: dict, index: int, total: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[str, str]:

@@ -87,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
 def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrainer | None:
     """Train as the recipe says, save the model in output_dir, and return the trainer; a dry run prints its plan and returns None."""
     args, data = recipe.training, recipe.data
-    set_verbosity()
+    set_verbosity(args.process_index == 0)
     warm_start = plan_warm_start(recipe.model, args.optimizer)
     model, tokenizer = load_model(recipe.model, data)
     with args.main_process_first(desc="data"):
@@ -157,8 +157,9 @@ def load_model(model_args: ModelArguments, data: DataArguments):
 def load_rendered(key: str, entries: list, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
     """Load a mixture and render it to input_ids and assistant_masks."""
     data = recipe.data
-    mixture = load_mixture(entries, data_root=data.data_root, folders=(recipe.folder, "."), order=data.mixture_order)
-    rendered = render_dataset(mixture, tokenizer, data.max_length, num_proc=data.dataset_num_proc)
+    places = {"data_root": data.data_root, "folders": (recipe.folder, ".")}
+    mixture = load_mixture(entries, **places, order=data.mixture_order, on_bad_row=data.on_bad_row)
+    rendered = render_dataset(mixture, tokenizer, data.max_length, num_proc=data.dataset_num_proc, on_bad_row=data.on_bad_row)
     if not any(mask.any() for batch in rendered.with_format("numpy").iter(1000) for mask in batch["assistant_masks"]):
         raise RecipeError(f"{key} has no token to train on: in every conversation the assistant's part is missing or cut off.")
     return rendered

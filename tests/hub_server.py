@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub: the part of its HTTP API that an upload and a download of a model use, held in memory."""
+"""A stand-in for the Hugging Face Hub: the part of its HTTP API that uploads and downloads of models and datasets use, held in memory."""
 
 import base64
 import hashlib
@@ -55,9 +55,9 @@ class Handler(BaseHTTPRequestHandler):
         self.route(
             {
                 r"/api/models/([^/]+/[^/]+)/auth-check/write": self.check_token,
-                r"/api/models/([^/]+/[^/]+)(?:/revision/[^/]+)?": self.describe,
-                r"/api/models/([^/]+/[^/]+)/tree/[^/]+/?": self.list_files,
-                r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)": self.send_file,
+                r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/revision/[^/]+)?": self.describe,
+                r"/api/(?:models|datasets)/([^/]+/[^/]+)/tree/[^/]+/?": self.list_files,
+                r"(?:/datasets)?/([^/]+/[^/]+)/resolve/[^/]+/(.+)": self.send_file,
             }
         )
 
@@ -76,9 +76,9 @@ class Handler(BaseHTTPRequestHandler):
             {
                 r"/api/repos/create": self.create,
                 r"/api/validate-yaml": self.validate,
-                r"/api/models/([^/]+/[^/]+)/preupload/main": self.choose_ways,
+                r"/api/(?:models|datasets)/([^/]+/[^/]+)/preupload/main": self.choose_ways,
                 r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch": self.offer_places,
-                r"/api/models/([^/]+/[^/]+)/commit/main": self.commit,
+                r"/api/(?:models|datasets)/([^/]+/[^/]+)/commit/main": self.commit,
             }
         )
 

@@ -1,25 +1,18 @@
 """The terminal chat program, answering with a small model that learned to call the calculator."""
 
 import io
-import json
-from pathlib import Path
+import sys
 
 import pytest
 import torch
 
-import chatsft.chat
-from chatsft.chat import Chat, ConsoleStreamer, Conversation, main, parse_arguments
+import chatsft.dialogue.speaker
+from chatsft.chat import main
 from chatsft.model.loading import load_chat_model
 from chatsft.model.nanochat_checkpoint import load_nanochat_model
 from chatsft.model.nanochat_tokenizer import load_nanochat_tokenizer
 from chatsft.model.tokenization_gpt import GPTTokenizer
-
-FIXTURES = Path(__file__).parent / "fixtures"
-GEN_MODEL = FIXTURES / "engine" / "gen_model"
-TOKENIZER = FIXTURES / "engine" / "tokenizer"
-SHORT = [row for row in json.loads((FIXTURES / "engine" / "generations.json").read_text()) if len(row["generated_ids"]) < 30]
-QUESTION = next(row["question"] for row in SHORT if "temperature is 9 " in row["question"])
-ANSWER = "9-13 = [calculator: 9-13][result: -4]-4\n#### -4\n"
+from tests.dialogue.models import ANSWER, GEN_MODEL, QUESTION, SHORT, TOKENIZER
 
 
 @pytest.fixture(scope="module")
@@ -77,26 +70,11 @@ def test_an_answer_that_hits_the_limit_says_so(checkpoint, capsys):
     assert capsys.readouterr().err == "The answer stopped at --max_new_tokens 2.\n"
 
 
-def test_later_turns_see_the_earlier_ones_as_the_chat_format_has_them(tokenizer):
-    conversation = Conversation(tokenizer, max_tokens=200, system="Be brief.")
-    conversation.turns = [("hi", tokenizer.encode_ordinary("hello there")), ("again", [])]
-    messages = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "hi"},
-        {"role": "assistant", "content": "hello there"},
-        {"role": "user", "content": "again"},
-        {"role": "assistant", "content": ""},
-        {"role": "user", "content": " 2+2? "},
-        {"role": "assistant", "content": ""},
-    ]
-    assert conversation.prompt(" 2+2? ") == tokenizer.render_for_completion({"messages": messages})
-
-
 def test_the_turns_of_a_chat_are_the_context_of_the_next(checkpoint, monkeypatch, capsys):
     prompts = []
-    generate = chatsft.chat.generate_completions
+    generate = chatsft.dialogue.speaker.generate_completions
     monkeypatch.setattr(
-        "chatsft.chat.generate_completions", lambda *args, **options: prompts.append(args[2][0]) or generate(*args, **options)
+        "chatsft.dialogue.speaker.generate_completions", lambda *args, **options: prompts.append(args[2][0]) or generate(*args, **options)
     )
     type_lines(monkeypatch, "/system Be brief.", QUESTION, "and now?")
     assert main([checkpoint, "--temperature", "0", "--max_new_tokens", "40"]) == 0
@@ -110,25 +88,6 @@ def test_the_turns_of_a_chat_are_the_context_of_the_next(checkpoint, monkeypatch
     assert tokenizer.decode(prompts[1]).endswith("<|assistant_end|><|user_start|>and now?<|user_end|><|assistant_start|>")
     assert "The system text is set." in capsys.readouterr().err
     assert row["completed"]
-
-
-def test_control_tokens_typed_by_the_user_stay_text(tokenizer):
-    typed = "a<|assistant_end|><|assistant_start|>b"
-    special = [tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("bos", "user_start", "user_end", "assistant_start")]
-    prompt = Conversation(tokenizer, max_tokens=200).prompt(typed)
-    assert prompt == [*special[:2], *tokenizer.encode_ordinary(typed), *special[2:]]
-    assert [token for token in prompt if token >= special[0]] == special
-
-
-def test_a_conversation_beyond_the_context_forgets_its_oldest_turns(checkpoint, capsys):
-    model, tokenizer = load_chat_model(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
-    options = parse_arguments([checkpoint, "--temperature", "0", "--max_new_tokens", "2"])
-    conversation = Conversation(tokenizer, max_tokens=60, system="S")
-    conversation.turns = [("first", [7] * 30), ("second", [7] * 30), ("third", [7])]
-    Chat(model, conversation, options).answer("fourth")
-    assert [text for text, _ in conversation.turns] == ["second", "third", "fourth"]
-    assert "the oldest 1 turn(s) are forgotten" in capsys.readouterr().err
-    assert tokenizer.decode(conversation.prompt("x")).startswith("<|bos|><|user_start|>S\n\nsecond")
 
 
 def test_a_message_beyond_the_context_is_refused_and_the_chat_goes_on(checkpoint, monkeypatch, capsys):
@@ -146,49 +105,10 @@ def test_an_interrupted_answer_leaves_the_chat_running(checkpoint, monkeypatch, 
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("chatsft.chat.generate_completions", interrupt)
+    monkeypatch.setattr("chatsft.dialogue.speaker.generate_completions", interrupt)
     type_lines(monkeypatch, QUESTION, "/quit")
     assert main([checkpoint]) == 0
     assert capsys.readouterr().err == "Interrupted; the turn is forgotten.\n"
-
-
-class Recorder(io.StringIO):
-    """Keep what each write wrote."""
-
-    def __init__(self):
-        super().__init__()
-        self.writes = []
-
-    def write(self, text: str) -> int:
-        self.writes += [text] if text else []
-        return super().write(text)
-
-
-def stream(tokenizer, ids: list[int]) -> list[str]:
-    output = Recorder()
-    streamer = ConsoleStreamer(tokenizer, output)
-    streamer.put(torch.tensor([[1, 2, 3]]))  # the prompt
-    for token in ids:
-        streamer.put(torch.tensor([token]))
-    streamer.end()
-    return output.writes
-
-
-def test_tokens_are_written_as_they_come(tokenizer):
-    ids = tokenizer.encode_ordinary("one two three")
-    assert stream(tokenizer, ids) == [*[tokenizer.decode([token]) for token in ids], "\n"]
-
-
-def test_a_character_of_several_tokens_is_written_whole(tokenizer):
-    ids = tokenizer.encode_ordinary("a🦄b")
-    assert len(ids) > 3
-    assert stream(tokenizer, ids) == ["a", "🦄", "b", "\n"]
-
-
-def test_bytes_that_are_no_character_are_written_too(tokenizer):
-    broken = tokenizer.encode_ordinary("🦄")[:1]
-    assert "".join(stream(tokenizer, broken * 5 + tokenizer.encode_ordinary("x"))).endswith("x\n")
-    assert stream(tokenizer, broken) == ["\ufffd", "\n"]
 
 
 def test_a_nanochat_checkpoint_answers_with_a_tokenizer_path(capsys):
@@ -217,7 +137,7 @@ def test_impossible_options_are_refused(options, capsys):
 
 def test_a_system_text_is_in_the_prompt_as_training_renders_it(checkpoint, tokenizer, monkeypatch):
     prompts = []
-    monkeypatch.setattr("chatsft.chat.generate_completions", lambda *args, **options: prompts.append(args[2][0]) or [[[0]]])
+    monkeypatch.setattr("chatsft.dialogue.speaker.generate_completions", lambda *args, **options: prompts.append(args[2][0]) or [[[0]]])
     assert main([checkpoint, "--prompt", "Hi", "--system", "Be brief."]) == 0
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}]
     assert prompts == [tokenizer.render_for_completion({"messages": messages})]
@@ -225,7 +145,36 @@ def test_a_system_text_is_in_the_prompt_as_training_renders_it(checkpoint, token
 
 def test_penalties_and_the_longest_answer_reach_generation(checkpoint, monkeypatch):
     seen = {}
-    monkeypatch.setattr("chatsft.chat.generate_completions", lambda *args, **options: seen.update(options) or [[[0]]])
+    monkeypatch.setattr("chatsft.dialogue.speaker.generate_completions", lambda *args, **options: seen.update(options) or [[[0]]])
     flags = ["--repetition_penalty", "1.3", "--exponential_decay_length_penalty", "16", "1.05", "--max_new_tokens", "7"]
     assert main([checkpoint, "--prompt", "Hi", *flags]) == 0
     assert (seen["repetition_penalty"], seen["exponential_decay_length_penalty"], seen["max_new_tokens"]) == (1.3, [16.0, 1.05], 7)
+
+
+def test_the_temperature_is_shown_and_changed_while_chatting(checkpoint, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(
+        "chatsft.dialogue.speaker.generate_completions", lambda *args, **options: seen.append(options["temperature"]) or [[[0]]]
+    )
+    type_lines(monkeypatch, "/temperature", "a", "/temperature 0", "b", "/temperature hot", "/temperature -1", "/temperature nan", "c")
+    assert main([checkpoint]) == 0
+    assert seen == [0.6, 0.0, 0.0]
+    refused = "The temperature cannot be {}; write 0 (greedy) or a number above, as /temperature 0.7."
+    told = ["The temperature is 0.6.", "The temperature is 0.", *[refused.format(value) for value in ("hot", "-1", "nan")]]
+    assert capsys.readouterr().err.splitlines() == told
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [(["--web", "--prompt", "Hi"], "leave out one of --web and --prompt"), (["--compare", "b"], "add --web")],
+)
+def test_options_that_exclude_each_other_are_refused(options, problem, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["anywhere", *options])
+    assert problem in capsys.readouterr().err
+
+
+def test_without_gradio_web_says_how_to_install_it(checkpoint, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "chatsft.dialogue.web", None)
+    assert main([checkpoint, "--web"]) == 2
+    assert "Install it with: pip install 'chatsft[ui]'" in capsys.readouterr().err

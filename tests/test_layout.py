@@ -15,6 +15,7 @@ LAYERS = (  # what stands higher may import what stands lower; neighbours in one
     ("train", "dpo", "grpo", "eval", "chat", "serve", "convert", "preview", "report", "doctor", "cli"),
     ("run_report",),
     ("preference",),
+    ("dialogue",),
     ("run_folder",),
     ("model_card",),
     ("recipe",),
@@ -35,7 +36,7 @@ LAYERS = (  # what stands higher may import what stands lower; neighbours in one
     ("model",),
 )
 STAGES = {  # of data/: they meet in dataset columns
-    "load": ("mixture", "conversations", "entries", "formats"),
+    "load": ("mixture", "conversations", "entries", "formats", "tool_calls"),
     "render": ("rendering", "template_rendering"),
     "pack": ("packing",),
     "collate": ("collator",),

@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 
 from chatsft.data.formats import to_messages
-from chatsft.model.tokenization_gpt import ConversationError
-from chatsft.tasks.json_lines import file_fingerprint, read_json_lines, replace_lone_surrogates
+from chatsft.tasks.json_lines import file_fingerprint, parse_line, read_lines, replace_lone_surrogates
 from chatsft.tasks.registry import create_task
 from chatsft.tasks.task import Task
 from chatsft.tasks.trainable import check_trainable
@@ -20,6 +20,18 @@ from chatsft.tasks.trainable import check_trainable
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TABLE_FORMATS = {".parquet": "parquet", ".csv": "csv"}
 JSON_FORMATS = (".jsonl", ".json")
+BETWEEN = re.compile(r"[\s,]*")
+
+
+class Row(NamedTuple):
+    """A conversation or text and where it stands, or the problem that it has; with what it was read from."""
+
+    origin: str
+    messages: list[dict] | str
+    layout: str = "task"
+    num_calls: int = 0
+    unused: tuple[str, ...] = ()
+    problem: str | None = None
 
 
 class TaskConversations:
@@ -31,10 +43,15 @@ class TaskConversations:
     def __len__(self) -> int:
         return len(self.task)
 
-    def read(self, index: int) -> tuple[str, list[dict]]:
-        """Return where conversation `index` stands and its checked messages."""
-        origin = f"{self.source}[{index}]"
-        return origin, check_trainable(self.task[index], origin)
+    def read(self, index: int) -> Row:
+        origin, conversation = f"{self.source}[{index}]", self.task[index]
+        try:
+            return Row(origin, check_trainable(conversation))
+        except ValueError as error:
+            return Row(origin, [], problem=f"{origin}: {error}")
+
+    def list_bad_rows(self) -> list[Row]:
+        return []
 
     @cached_property
     def fingerprint(self) -> str:
@@ -55,14 +72,20 @@ class FileConversations:
         self.path, self.columns, self.source = path, columns, path.name
 
     def __len__(self) -> int:
-        return len(self.conversations)
+        return len(self.rows)
 
-    def read(self, index: int) -> tuple[str, list[dict] | str]:
-        return self.conversations[index]
+    def read(self, index: int) -> Row:
+        return self.rows[index]
+
+    def list_bad_rows(self) -> list[Row]:
+        return [row for row in self.rows if row.problem]
 
     @cached_property
-    def conversations(self) -> list[tuple[str, list[dict] | str]]:
-        return [(origin, read_messages(value, self.columns, origin)) for origin, value in read_values(self.path)]
+    def rows(self) -> list[Row]:
+        return [
+            Row(origin, [], problem=problem) if problem else read_row(value, self.columns, origin)
+            for origin, value, problem in read_values(self.path)
+        ]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -78,44 +101,82 @@ class TableConversations:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, index: int) -> tuple[str, list[dict] | str]:
-        origin = f"{self.source}[{index}]"
-        return origin, read_messages(self.rows[index], self.columns, origin)
+    def read(self, index: int) -> Row:
+        return read_row(self.rows[index], self.columns, f"{self.source}[{index}]")
+
+    def list_bad_rows(self) -> list[Row]:
+        """Return none: only the rows that are used are looked at, because a dataset may be large."""
+        return []
 
     @property
     def fingerprint(self) -> str:
         return self.rows._fingerprint
 
 
-def read_values(path: Path) -> Iterator[tuple[str, object]]:
-    """Yield (where, value) for each line, or for each element of a .json file that is one array."""
-    if path.suffix == ".json" and path.read_bytes().removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
-        values = read_array(path)
-        if values is not None:
-            yield from ((f"{path}[{index}]", value) for index, value in enumerate(values))
-            return
-    yield from ((f"{path}:{number}", value) for number, value in read_json_lines(path))
+def read_values(path: Path) -> Iterator[tuple[str, object, str | None]]:
+    """Yield (where, value, problem) for each line, or for each element of a .json file that is one array."""
+    values = read_array(path) if path.suffix == ".json" else None
+    if values is not None:
+        yield from values
+        return
+    for number, line in read_lines(path):
+        value = problem = None
+        try:
+            value = parse_line(line, f"{path}:{number}")
+        except ValueError as error:
+            problem = str(error)
+        yield f"{path}:{number}", value, problem
 
 
-def read_array(path: Path) -> list | None:
-    """Return the conversations of a .json file that is one array, or None if it holds several arrays, one per line."""
+def read_array(path: Path) -> list[tuple[str, object, str | None]] | None:
+    """Return the conversations of a .json file that is one array with their lines, or None if it is no array, or several, one per line."""
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    if not content.lstrip().startswith(b"["):
+        return None
     try:
-        values = replace_lone_surrogates(json.loads(path.read_text(encoding="utf-8-sig")))
+        text = content.decode("utf-8")
+        values = json.loads(text)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        return [(f"{path}:{line}", None, f"{path}:{line}: byte {error.start} is not UTF-8. Save the file as UTF-8.")]
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             return None
-        raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno})") from None
-    is_one_conversation = bool(values) and isinstance(values[0], dict) and "role" in values[0]
-    return [values] if is_one_conversation else values
+        where = f"{path}:{error.lineno}"
+        return [(where, None, f"{where}: not JSON ({error.msg} at column {error.colno}). Correct this place; nothing behind it is read.")]
+    if values and isinstance(values[0], dict) and "role" in values[0]:
+        return [(f"{path}:1", replace_lone_surrogates(values), None)]
+    lines = element_lines(text)
+    return [
+        (f"{path}:{line}[{index}]", replace_lone_surrogates(value), None)
+        for index, (line, value) in enumerate(zip(lines, values, strict=True))
+    ]
 
 
-def read_messages(value: object, columns: dict | None, origin: str) -> list[dict] | str:
+def element_lines(text: str) -> list[int]:
+    """Return the line on which each element of a JSON array begins.
+
+    >>> element_lines('[1,\\n [2,\\n 3],\\n4]')
+    [1, 2, 4]
+    """
+    decoder, lines, line, seen = json.JSONDecoder(), [], 1, 0
+    place = text.index("[") + 1
+    while text[start := BETWEEN.match(text, place).end()] != "]":
+        line += text.count("\n", seen, start)
+        lines.append(line)
+        seen, (_, place) = start, decoder.raw_decode(text, start)
+    return lines
+
+
+def read_row(value: object, columns: dict | None, origin: str) -> Row:
     """Find the messages, or the raw text, in a line or row and check them."""
     try:
-        messages = to_messages(value, columns)
-    except ConversationError as error:
-        raise ConversationError(f"{origin}: {error}") from None
-    return messages if isinstance(messages, str) else check_trainable({"messages": messages}, origin)
+        mapped = to_messages(value, columns)
+        if not isinstance(mapped.messages, str):
+            check_trainable({"messages": mapped.messages})
+    except ValueError as error:
+        return Row(origin, [], problem=f"{origin}: {error}")
+    return Row(origin, *mapped)
 
 
 def open_task(entry: dict, data_root: str | Path | None) -> TaskConversations:

@@ -4,6 +4,8 @@ import functools
 import hashlib
 import itertools
 import json
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,10 +16,23 @@ from datasets.exceptions import DatasetGenerationError
 from chatsft import __version__
 from chatsft.data.conversations import FileConversations, TableConversations, TaskConversations, open_path, open_task
 from chatsft.data.entries import check_entry
+from chatsft.tasks.bad_rows import handle_bad_rows
 from chatsft.tasks.mixture import mixture_order
+
+logger = logging.getLogger(__name__)
 
 # Json keeps content as it is, a string in one message and a list of parts in the next
 FEATURES = datasets.Features({"messages": datasets.Json(), "source": datasets.Value("string"), "origin": datasets.Value("string")})
+
+# How a row was read, or what is wrong with it: kept in the cache too, so that a second run says the same
+NOTES = datasets.Features(
+    {
+        "layout": datasets.Value("string"),
+        "num_calls": datasets.Value("int32"),
+        "unused": datasets.List(datasets.Value("string")),
+        "problem": datasets.Value("string"),
+    }
+)
 
 Conversations = TaskConversations | FileConversations | TableConversations
 
@@ -28,17 +43,20 @@ def load_mixture(
     data_root: str | Path | None = None,
     folders: Sequence[str | Path] = (".",),
     order: str = "shuffled",
+    on_bad_row: str = "error",
 ) -> datasets.Dataset:
     """Load the conversations of all entries in training order.
 
     Each entry is shuffled (`shuffle: seed`), cut (`start`, `stop`), then repeated. What was read is kept in the `datasets` cache until a
-    file or the package changes, so the result has the same fingerprint in every process and later `.map` stages are cached too.
+    file or the package changes, so the result has the same fingerprint in every process and later `.map` stages are cached too. How files
+    and datasets were read is logged, whether from the cache or not.
 
     Args:
         entries: `{task: GSM8K, split: train, repeat: 4}`, `{path: my.jsonl}`, `{path: org/dataset, stop: 10000, columns: {...}}`, ...
         data_root: where tasks find their files, and the last place for relative paths.
         folders: where relative paths are looked up first, in this order.
         order: "shuffled" (nanochat's TaskMixture) or "sequence".
+        on_bad_row: "error" names every row that cannot be trained on, "skip" leaves them out with a warning.
 
     Returns:
         Columns `messages`, `source` (task or file) and `origin` (the line or row, for messages to people).
@@ -49,7 +67,7 @@ def load_mixture(
     if not entries:
         raise ValueError("the mixture is empty; give at least one entry with task: or path:")
     places = [Path(folder) for folder in (*folders, data_root) if folder is not None]
-    parts = [load_entry(entry, f"mixture entry {number}", data_root, places) for number, entry in enumerate(entries, 1)]
+    parts = [load_entry(entry, f"mixture entry {number}", data_root, places, on_bad_row) for number, entry in enumerate(entries, 1)]
     repeats = [entry.get("repeat") or 1 for entry in entries]
     return datasets.concatenate_datasets(parts).select(order_rows([len(part) for part in parts], repeats, order))
 
@@ -66,28 +84,63 @@ def order_rows(lengths: list[int], repeats: list[int], order: str) -> list[int]:
     return [repeated[entry][0] + index for entry, index in pairs]
 
 
-def load_entry(entry: dict, where: str, data_root: str | Path | None, places: list[Path]) -> datasets.Dataset:
-    """Load one entry, from the cache if nothing has changed."""
+def load_entry(entry: dict, where: str, data_root: str | Path | None, places: list[Path], on_bad_row: str) -> datasets.Dataset:
+    """Load one entry, from the cache if nothing has changed, without its bad rows."""
     check_entry(entry, where)
     conversations = open_task(entry, data_root) if "task" in entry else open_path(entry, places)
     try:
-        return datasets.Dataset.from_generator(
+        rows = datasets.Dataset.from_generator(
             generate_rows,
-            features=FEATURES,
+            features=datasets.Features({**FEATURES, **NOTES}),
             gen_kwargs={"conversations": conversations, "entry": entry},
             fingerprint=make_fingerprint(entry, conversations.fingerprint),
         )
     except DatasetGenerationError as error:
         raise (error.__cause__ or error) from None
+    problems = rows["problem"][:]
+    handle_bad_rows(conversations.source, [problem for problem in problems if problem], len(problems), on_bad_row)
+    if any(problems):
+        rows = rows.select([index for index, problem in enumerate(problems) if not problem])
+    if not len(rows):
+        raise ValueError(f"{conversations.source}: no conversations left; every row is left out for its problem")
+    if "path" in entry:
+        logger.info("%s", format_report(conversations.source, rows))
+    return rows.remove_columns(list(NOTES))
+
+
+def format_report(source: str, rows: datasets.Dataset) -> str:
+    """Say what the rows of a file or dataset were read as.
+
+    >>> rows = {"layout": ["messages", "ShareGPT turns"], "num_calls": [2, 0], "unused": [["id"], []]}
+    >>> format_report("chat.jsonl", datasets.Dataset.from_dict(rows))
+    'chat.jsonl: 2 rows, read as messages (1), ShareGPT turns (1); tool calls as python parts (2); not used: id (1)'
+    """
+    unused = Counter(field for fields in rows["unused"] for field in fields)
+    num_calls = sum(rows["num_calls"])
+    report = f"{source}: {len(rows):,} rows, read as {format_counts(Counter(rows['layout']))}"
+    report += f"; tool calls as python parts ({num_calls:,})" if num_calls else ""
+    return report + (f"; not used: {format_counts(unused)}" if unused else "")
+
+
+def format_counts(counts: Counter) -> str:
+    """Write counts, the largest first.
+
+    >>> format_counts(Counter("aab"))
+    'a (2), b (1)'
+    """
+    return ", ".join(f"{name} ({count:,})" for name, count in counts.most_common())
 
 
 def generate_rows(conversations: Conversations, entry: dict) -> Iterator[dict]:
+    """Yield the rows of an entry; all bad rows of a file come first, those outside the cut too."""
     picked = pick_rows(len(conversations), entry)
     if not len(picked):
         raise ValueError(f"{conversations.source}: no conversations left; it has {len(conversations)}, start is {entry.get('start') or 0}")
-    for index in picked:
-        origin, messages = conversations.read(int(index))
-        yield {"messages": messages, "source": conversations.source, "origin": origin}
+    bad = conversations.list_bad_rows()
+    listed = {row.origin for row in bad}
+    picked_rows = (conversations.read(int(index)) for index in picked)
+    for row in itertools.chain(bad, (row for row in picked_rows if row.origin not in listed)):
+        yield row._asdict() | {"source": conversations.source}
 
 
 def pick_rows(length: int, entry: dict) -> Sequence[int]:

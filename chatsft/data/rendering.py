@@ -13,18 +13,23 @@ from transformers import PreTrainedTokenizerBase
 from chatsft import __version__
 from chatsft.data.template_rendering import template_renderer
 from chatsft.model.tokenization_gpt import ConversationError, GPTTokenizer
+from chatsft.tasks.bad_rows import handle_bad_rows
 
 logger = logging.getLogger(__name__)
 
-RENDERED = Features({"input_ids": List(Value("int32")), "assistant_masks": List(Value("int8")), "is_truncated": Value("bool")})
+RENDERED = Features(
+    {"input_ids": List(Value("int32")), "assistant_masks": List(Value("int8")), "is_truncated": Value("bool"), "problem": Value("string")}
+)
 
 
-def render_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, num_proc: int | None = None) -> Dataset:
+def render_dataset(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, num_proc: int | None = None, on_bad_row: str = "error"
+) -> Dataset:
     """Render column `messages` to `input_ids` and `assistant_masks` (1 = trained), cut to the first max_length tokens.
 
     A GPTTokenizer renders as nanochat does, any other tokenizer through its chat template; raw text is trained whole. Other columns stay.
-    A conversation that cannot be rendered is named by its `origin`, or its `source` and row. The cache is named after what the result
-    depends on, so that every process finds it: tokenizer, max_length, rows and package version.
+    A conversation that cannot be rendered is named by its `origin`, or its `source` and row; with `on_bad_row` "skip" it is left out. The
+    cache is named after what the result depends on, so that every process finds it: tokenizer, max_length, rows and package version.
     """
     kept = Features({name: feature for name, feature in dataset.features.items() if name != "messages"})
     rendered = dataset.map(
@@ -38,10 +43,14 @@ def render_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_len
         new_fingerprint=make_fingerprint(dataset, tokenizer, max_length),
         desc="Rendering",
     )
+    problems = [problem for problem in rendered["problem"] if problem]
+    handle_bad_rows("the mixture", problems, len(rendered), on_bad_row)
+    if problems:
+        rendered = rendered.select([index for index, problem in enumerate(rendered["problem"]) if not problem])
     num_truncated = int(np.count_nonzero(rendered.with_format("numpy")["is_truncated"][:]))
     if num_truncated:
         logger.warning("%d of %d conversations were longer than max_length=%d and lost their end", num_truncated, len(rendered), max_length)
-    return rendered.remove_columns("is_truncated")
+    return rendered.remove_columns(["is_truncated", "problem"])
 
 
 def make_fingerprint(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
@@ -53,17 +62,19 @@ def make_fingerprint(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_l
 
 
 def render_batch(batch: dict[str, list], indices: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list]:
-    """Render the rows of a batch."""
+    """Render the rows of a batch; one that cannot be rendered is empty and has a problem."""
     render = conversation_renderer(tokenizer)
     columns = {name: [] for name in RENDERED}
     for row, messages in enumerate(batch["messages"]):
+        ids, mask, problem = [], [], None
         try:
             ids, mask = render({"messages": messages})
         except ConversationError as error:
-            raise ConversationError(str(error), name_place(batch, row, indices[row])) from None
+            problem = f"{name_place(batch, row, indices[row])}: {error}"
         columns["input_ids"].append(ids[:max_length])
         columns["assistant_masks"].append(mask[:max_length])
         columns["is_truncated"].append(len(ids) > max_length)
+        columns["problem"].append(problem)
     return columns
 
 

@@ -99,7 +99,7 @@ def check_conversation(conversation: dict, place: str = "") -> list[dict]:
         if problem:
             raise ConversationError(f"message {index} {problem}", place)
     if not messages or messages[-1]["role"] == "system":
-        raise ConversationError("there is no user message, expected at least one", place)
+        raise ConversationError("there is no user message, expected at least one. Add one or remove the conversation.", place)
     return messages
 
 

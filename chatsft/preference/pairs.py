@@ -1,6 +1,6 @@
 """Pairs of a preferred and another answer: read from files and datasets, or found among the model's own answers to a task."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -22,6 +22,7 @@ from chatsft.model.tokenization_gpt import ConversationError, GPTTokenizer
 from chatsft.preference.arguments import PairArguments
 from chatsft.preference.prompts import load_prompts, score
 from chatsft.preference.rollout import render_prompts
+from chatsft.tasks.bad_rows import handle_bad_rows
 
 SAMPLED_TOGETHER = 256
 """Answers written at a time."""
@@ -98,25 +99,29 @@ def sampled_pair(prompt: list[int], drawn: list[list[int]], scores: list[float],
     }
 
 
-def read_pairs(entry: dict, places: Sequence[Path], tokenizer: GPTTokenizer) -> Iterator[dict]:
+def read_pairs(entry: dict, places: Sequence[Path], tokenizer: GPTTokenizer) -> list[dict]:
     """Read the pairs of a file, a folder or a dataset on the Hub, and render them."""
-    values = open_rows(entry, list(places))
-    for index in [int(index) for index in pick_rows(len(values), entry)] * (entry.get("repeat") or 1):
-        origin, value = values[index]
+    values, rows, problems = open_rows(entry, list(places)), [], []
+    for index in pick_rows(len(values), entry):
+        origin, value, problem = values[int(index)]
         try:
-            yield render_pair(*pair_conversations(value), tokenizer) | {"source": entry["path"]}
+            if problem is None:
+                rows.append(render_pair(*pair_conversations(value), tokenizer) | {"source": entry["path"]})
         except ConversationError as error:
-            raise ConversationError(str(error), origin) from None
+            problem = f"{origin}: {error}"
+        problems += [problem] if problem else []
+    handle_bad_rows(entry["path"], problems, len(rows) + len(problems))
+    return rows * (entry.get("repeat") or 1)
 
 
-def open_rows(entry: dict, places: list[Path]) -> Sequence[tuple[str, dict]]:
-    """Return (where, row) for every row of an entry."""
+def open_rows(entry: dict, places: list[Path]) -> Sequence[tuple[str, dict, str | None]]:
+    """Return (where, row, problem) for every row of an entry."""
     path = find_path(entry["path"], places)
     if path is not None and path.is_file():
         return list(read_values(path))
     split = entry.get("split", "train")
     rows = load_folder(path, split) if path is not None else load_from_hub(entry["path"], entry.get("name"), split, places)
-    return [(f"{entry['path']}[{index}]", row) for index, row in enumerate(rows)]
+    return [(f"{entry['path']}[{index}]", row, None) for index, row in enumerate(rows)]
 
 
 def pair_conversations(row: object) -> tuple[list[dict], list[dict]]:

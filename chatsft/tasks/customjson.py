@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from chatsft.model.tokenization_gpt import ConversationError
-from chatsft.tasks.json_lines import file_fingerprint, read_json_lines
+from chatsft.tasks.bad_rows import handle_bad_rows
+from chatsft.tasks.json_lines import file_fingerprint, parse_line, read_lines
 from chatsft.tasks.task import Task
 from chatsft.tasks.trainable import check_trainable
 
@@ -16,10 +17,16 @@ class CustomJSON(Task):
         self.path = Path(filepath)
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} is not there. CustomJSON reads a file with one JSON array of messages per line.")
-        self.conversations = [self.read_line(number, value) for number, value in read_json_lines(self.path)]
+        self.conversations, problems = [], []
+        for number, line in read_lines(self.path):
+            try:
+                self.conversations.append(self.read_line(line, f"{self.path}:{number}"))
+            except ValueError as error:
+                problems.append(str(error))
+        handle_bad_rows(self.path.name, problems, len(problems) + len(self.conversations))
 
-    def read_line(self, number: int, value: object) -> dict:
-        place = f"{self.path}:{number}"
+    def read_line(self, line: bytes, place: str) -> dict:
+        value = parse_line(line, place)
         if not isinstance(value, list):
             problem = f"a {type(value).__name__}, expected a list of messages. Mixtures read other layouts by path."
             raise ConversationError(problem, place)

@@ -1,5 +1,6 @@
 """JSON lines, read so that every error names its line."""
 
+import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,28 +8,30 @@ from pathlib import Path
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, object]]:
     """Yield (line number from 1, value) for every line that is not blank."""
+    for number, line in read_lines(path):
+        yield number, parse_line(line, f"{path}:{number}")
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (line number from 1, line) for every line that is not blank, without the byte order mark that some editors write first."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            text = decode_line(line, f"{path}:{number}")
+            text = line.removeprefix(codecs.BOM_UTF8).strip()
             if text:
-                yield number, parse_line(text, f"{path}:{number}")
+                yield number, text
 
 
-def decode_line(line: bytes, where: str) -> str:
-    """Decode one line; a byte order mark, which some editors write first, is no part of it."""
+def parse_line(line: bytes, where: str) -> object:
+    """Return the value of a line, or raise with where it stands."""
     try:
-        return line.decode("utf-8").removeprefix("\ufeff").strip()
+        text = line.decode("utf-8")
+        value = json.loads(text)
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: byte {error.start} is not UTF-8. Save the file as UTF-8.") from None
-
-
-def parse_line(text: str, where: str) -> object:
-    try:
-        value = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno}). Each line holds one JSON value.") from None
     except RecursionError:
-        raise ValueError(f"{where}: JSON nested too deeply to be a conversation") from None
+        raise ValueError(f"{where}: JSON nested too deeply to be a conversation. Remove it.") from None
     return replace_lone_surrogates(value) if "\\ud" in text.lower() else value
 
 

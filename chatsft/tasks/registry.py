@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -63,8 +64,10 @@ def find_task(name: str) -> tuple[type[Task], dict]:
 
 
 def import_task(name: str) -> type[Task]:
-    """Import "module:Class" and see that it is a Task."""
+    """Import "module:Class" and see that it is a Task; modules in the working folder are found however the program was started."""
     module_name, _, class_name = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     try:
         task_class = vars(importlib.import_module(module_name))[class_name]
     except ModuleNotFoundError as error:

@@ -7,7 +7,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from chatsft.tasks.json_lines import file_fingerprint, read_json_lines
+from chatsft.tasks.bad_rows import handle_bad_rows
+from chatsft.tasks.json_lines import file_fingerprint, parse_line, read_lines
 
 SHUFFLE_SEED = 42
 
@@ -44,10 +45,15 @@ def load_local_table(path: Path, columns: tuple[str, ...]) -> Table:
     """Read a file of JSON lines and shuffle it as `datasets.Dataset.shuffle(seed=42)` would."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there. Put the data at that path, or leave data_root out to load it from the Hub.")
-    rows = []
-    for number, row in read_json_lines(path):
-        check_columns(row, columns, f"{path}:{number}")
-        rows.append(row)
+    rows, problems = [], []
+    for number, line in read_lines(path):
+        where = f"{path}:{number}"
+        try:
+            rows.append(parse_line(line, where))
+            check_columns(rows[-1], columns, where)
+        except ValueError as error:
+            problems.append(str(error))
+    handle_bad_rows(path.name, problems, len(rows))
     order = np.random.default_rng(SHUFFLE_SEED).permutation(len(rows))
     return Table([rows[index] for index in order], file_fingerprint(path))
 

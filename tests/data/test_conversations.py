@@ -86,10 +86,10 @@ def test_half_characters_become_the_replacement_character(tmp_path):
         (json.dumps([{"role": "assistant", "content": "x"}]), "message 0 has role 'assistant', expected 'user'"),
         (json.dumps([{"role": "user"}]), "message 0 (user) has content of None (or missing)"),
         (json.dumps([{"role": "user", "content": "x"}]), "no assistant message, so there is nothing to learn"),
-        ('{"conversations": [{"from": "observation", "value": "x"}]}', "turn 0 is from 'observation'"),
+        ('{"conversations": [{"from": "observation", "value": "x"}]}', "message 0 has role 'tool', expected 'user'"),
     ],
 )
-def test_the_first_bad_line_is_an_error_with_its_number_even_if_unused(tmp_path, line, message):
+def test_a_bad_line_is_an_error_with_its_number_even_if_unused(tmp_path, line, message):
     (tmp_path / "chat.jsonl").write_text(f"{json.dumps(PAIR)}\n{line}\n{json.dumps(PAIR)}\n")
     with pytest.raises(ValueError, match="^" + re.escape(f"chat.jsonl:2: {message}")):
         load("chat.jsonl", stop=1)
@@ -100,7 +100,7 @@ def test_a_broken_array_names_its_line(tmp_path):
     with pytest.raises(ValueError, match=re.escape("chat.json:2: not JSON (Expecting ',' delimiter")):
         load("chat.json")
     (tmp_path / "chat.json").write_text(json.dumps([PAIR, [PAIR[1]]]))
-    with pytest.raises(ConversationError, match=re.escape("chat.json[1]: message 0 has role 'assistant'")):
+    with pytest.raises(ConversationError, match=re.escape("chat.json:1[1]: message 0 has role 'assistant'")):
         load("chat.json")
 
 
@@ -134,3 +134,106 @@ def test_an_unknown_file_type_is_an_error(tmp_path):
         ValueError, match=re.escape("chat.txt: unknown file type '.txt'; mixtures read .jsonl, .json, .parquet, .csv and folders")
     ):
         load("chat.txt")
+
+
+BAD_LINES = ["{", '{"txt": "a"}', json.dumps([{"role": "user", "content": "x"}])]
+
+
+def write_with_bad_lines(path, num_good: int = 2, lines=BAD_LINES) -> None:
+    path.write_text("\n".join([*lines, *[json.dumps(PAIR)] * num_good]))
+
+
+def test_one_error_names_every_bad_line_and_the_second_run_says_the_same(tmp_path):
+    write_with_bad_lines(tmp_path / "chat.jsonl")
+    expected = [
+        "chat.jsonl:1: not JSON (Expecting property name enclosed in double quotes at column 2). Each line holds one JSON value.",
+        'chat.jsonl:2: no conversation in an object with txt; expected {"messages": [...]}, a list of messages, {"prompt": ..., '
+        '"completion": ...}, {"instruction": ..., "output": ...}, {"conversations": [{"from": "human", "value": ...}, ...]} or, for raw '
+        'text, {"text": ...}, or name the columns in `columns`',
+        "chat.jsonl:3: no assistant message, so there is nothing to learn. Add one or remove the conversation.",
+        "3 of 5 rows of chat.jsonl cannot be used. Correct them, or set on_bad_row: skip to leave them out.",
+    ]
+    for _ in range(2):
+        with pytest.raises(ConversationError) as error:
+            load("chat.jsonl")
+        assert str(error.value).splitlines() == expected
+
+
+def test_bad_rows_are_left_out_with_a_warning_each_time(tmp_path, caplog):
+    write_with_bad_lines(tmp_path / "chat.jsonl")
+    for _ in range(2):
+        caplog.clear()
+        assert load_mixture([{"path": "chat.jsonl"}], on_bad_row="skip")["messages"][:] == [PAIR, PAIR]
+        [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert record.message.startswith("3 of 5 rows of chat.jsonl are left out:\nchat.jsonl:1: not JSON")
+    with pytest.raises(ConversationError, match="3 of 5 rows"):  # the setting is no part of what is cached
+        load("chat.jsonl")
+
+
+def test_twenty_bad_lines_are_shown_and_the_rest_is_counted_by_kind(tmp_path):
+    write_with_bad_lines(tmp_path / "chat.jsonl", lines=["3"] * 20 + ["[]"] * 30 + ["4"] * 2)
+    with pytest.raises(ConversationError) as error:
+        load("chat.jsonl")
+    lines = str(error.value).splitlines()
+    assert lines[19].startswith("chat.jsonl:20: no conversation in a int")
+    assert lines[20:22] == ["... and 32 more:", "30 x there is no user message, expected at least one. Add one or remove the conversation."]
+    assert lines[22].startswith("2 x no conversation in a int")
+    assert lines[23].startswith("52 of 54 rows of chat.jsonl cannot be used.")
+
+
+def test_a_file_of_bad_rows_only_leaves_nothing(tmp_path):
+    write_with_bad_lines(tmp_path / "chat.jsonl", num_good=0)
+    with pytest.raises(ValueError, match=r"chat.jsonl: no conversations left; every row is left out for its problem"):
+        load_mixture([{"path": "chat.jsonl"}], on_bad_row="skip")
+
+
+def test_a_cut_leaves_the_same_rows_whether_others_are_bad_or_not(tmp_path):
+    rows = [[{"role": "user", "content": "?"}, {"role": "assistant", "content": str(number)}] for number in range(9)]
+    entry = {"path": "chat.jsonl", "shuffle": 1, "stop": 5}
+    write_lines(tmp_path / "chat.jsonl", rows)
+    before = load_mixture([entry], order="sequence")["messages"][:]
+    write_lines(tmp_path / "chat.jsonl", [*rows[:4], [], *rows[5:], []][:9])
+    after = load_mixture([entry], order="sequence", on_bad_row="skip")["messages"][:]
+    assert after == [messages for messages in before if messages != rows[4]]
+
+
+def test_elements_of_an_array_are_named_by_their_lines(tmp_path):
+    (tmp_path / "chat.json").write_text(f"[{json.dumps(PAIR)},\n\n  {json.dumps(PAIR)},\n []\n]")
+    rows = load_mixture([{"path": "chat.json", "stop": 2}], order="sequence", on_bad_row="skip")
+    assert rows["origin"][:] == ["chat.json:1[0]", "chat.json:3[1]"]
+    with pytest.raises(ConversationError, match=r"^chat.json:4\[2\]: there is no user message"):
+        load("chat.json")
+
+
+def test_bytes_that_are_not_utf8_are_named(tmp_path):
+    (tmp_path / "chat.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xe9"}')
+    with pytest.raises(ValueError, match=r"^chat.jsonl:2: byte 10 is not UTF-8. Save the file as UTF-8."):
+        load("chat.jsonl")
+    (tmp_path / "chat.json").write_bytes(b'[\n"\xe9"]')
+    with pytest.raises(ValueError, match=r"^chat.json:2: byte 3 is not UTF-8. Save the file as UTF-8."):
+        load("chat.json")
+
+
+def test_what_was_read_is_reported_from_the_cache_too(tmp_path, caplog):
+    calls = [{"function": {"name": "calculator", "arguments": "1+1"}}]
+    called = [PARTS[0], {"role": "assistant", "content": None, "tool_calls": calls}, {"role": "tool", "content": "2"}]
+    values = [{"messages": PAIR, "id": 1}, {"messages": called, "id": 2}, {"instruction": "a", "output": "b"}]
+    write_lines(tmp_path / "chat.jsonl", values)
+    caplog.set_level("INFO", logger="chatsft")
+    for _ in range(2):
+        caplog.clear()
+        assert load("chat.jsonl")[1][1]["content"] == [{"type": "python", "text": "1+1"}, {"type": "python_output", "text": "2"}]
+        report = "chat.jsonl: 3 rows, read as messages (2), Alpaca fields (1); tool calls as python parts (1); not used: id (2)"
+        assert caplog.messages == [report]
+
+
+def test_a_table_fills_in_none_and_is_read_all_the_same(tmp_path):
+    rows = [
+        {"messages": [PAIR[0], {"role": "assistant", "content": "b", "tool_calls": None}], "prompt": None, "completion": None},
+        {"messages": None, "prompt": "a", "completion": "b"},
+    ]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "chat.parquet")
+    assert [[message["content"] for message in messages] for messages in load("chat.parquet")] == [["a", "b"]] * 2
+    datasets.Dataset.from_list([*rows, {"messages": []}]).to_parquet(tmp_path / "bad.parquet")
+    with pytest.raises(ConversationError, match=r"^bad.parquet\[2\]: there is no user message"):
+        load("bad.parquet")

@@ -75,8 +75,8 @@ def test_pairs_of_a_file_name_the_line_that_is_wrong(tmp_path):
     rows = [{"prompt": "1+1?", "chosen": "2", "rejected": "3"}] * 3
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert len(load([{"path": "pairs.jsonl", "start": 1, "repeat": 2}], [tmp_path])) == 4
-    (tmp_path / "pairs.jsonl").write_text(json.dumps(rows[0]) + "\n" + json.dumps({"prompt": "1+1?", "chosen": "2"}) + "\n")
-    with pytest.raises(ConversationError, match=r"pairs.jsonl:2: no pair in an object with prompt, chosen"):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(rows[0]) + "\n" + json.dumps({"prompt": "1+1?", "chosen": "2"}) + "\n{\n")
+    with pytest.raises(ConversationError, match=r"pairs.jsonl:2: no pair in an object with prompt, chosen; .*\n.*pairs.jsonl:3: not JSON"):
         load([{"path": "pairs.jsonl"}], [tmp_path])
 
 

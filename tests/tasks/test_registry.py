@@ -1,6 +1,7 @@
 """Tasks by name, and a nanochat-style class of one's own."""
 
 import re
+import sys
 import textwrap
 
 import pytest
@@ -92,3 +93,11 @@ def test_every_name_makes_its_task(tmp_path):
 def test_a_wrong_name_or_option_is_an_error_that_helps(name, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         create_task(name, **options)
+
+
+def test_a_module_in_the_working_folder_is_found_whatever_started_the_program(tmp_path, monkeypatch):
+    source = "from chatsft.tasks import Task\nclass Mine(Task):\n    def num_examples(self):\n        return 7\n"
+    (tmp_path / "module_in_working_folder.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    assert len(create_task("module_in_working_folder:Mine")) == 7
