@@ -33,6 +33,7 @@ FILES = CODE | {
     "chat_template.jinja",
     "config.json",
     "curves.svg",
+    "environment.json",
     "generation_config.json",
     "model.safetensors",
     "model.safetensors.index.json",
