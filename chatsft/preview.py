@@ -74,12 +74,13 @@ def preview(recipe: Recipe, options: argparse.Namespace) -> None:
     mixture = load(recipe, data.train_mixture)
     counts_all = options.stats or options.html is not None
     shown = mixture if counts_all else mixture.select(range(min(options.num, len(mixture))))
-    rendered = render_dataset(shown, tokenizer, UNCUT, num_proc=data.dataset_num_proc)
+    rendered = render_dataset(shown, tokenizer, UNCUT, num_proc=data.dataset_num_proc, on_bad_row=data.on_bad_row)
     if options.html is None:
-        for index in range(min(options.num, len(mixture))):
+        for index in range(min(options.num, len(rendered))):
             print_conversation(console, *describe(rendered[index], index, len(mixture), tokenizer, data.max_length))
     if not counts_all:
         return
+    mixture = keep_rendered(mixture, rendered)
     counts = count_by_source(mixture, rendered, tokenizer, data.max_length)
     warnings = advise(counts, count_shared(mixture, load(recipe, data.eval_mixture)) if data.eval_mixture else 0)
     if options.stats:
@@ -95,6 +96,14 @@ def load(recipe: Recipe, entries: list) -> datasets.Dataset:
     data = recipe.data
     places = {"data_root": data.data_root, "folders": (recipe.folder, ".")}
     return load_mixture(entries, **places, order=data.mixture_order, on_bad_row=data.on_bad_row)
+
+
+def keep_rendered(mixture: datasets.Dataset, rendered: datasets.Dataset) -> datasets.Dataset:
+    """Leave out the conversations that rendering has left out (on_bad_row: skip)."""
+    if len(mixture) == len(rendered):
+        return mixture
+    origins = set(rendered["origin"])
+    return mixture.select([index for index, origin in enumerate(mixture["origin"]) if origin in origins])
 
 
 def describe(row: dict, index: int, total: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Any causal language model with a chat template trains: packed as unpacked, resumed as straight through, and saved as it was."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from chatsft.model.packed_attention import IsolationError, keeps_packed_apart, p
 from chatsft.recipe import load_recipe
 from chatsft.train import main, train
 from chatsft.trainer import ChatTrainer
-from tests.other_models import FAMILIES, MARKED, build_tokenizer, save_model, save_recipe
+from tests.other_models import CONVERSATIONS, FAMILIES, MARKED, build_tokenizer, save_model, save_recipe
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -126,6 +127,15 @@ def test_preview_shows_what_is_trained(tmp_path, capsys):
     assert "\033[92m<|im_end|>" in shown
     assert "\033[91m<|im_start|>" in shown
     assert "chat.jsonl" in shown
+
+
+def test_preview_leaves_out_what_training_leaves_out(tmp_path, capsys):
+    refusing = "{% if messages[0]['content'] == 'What is 3 and 2?' %}{{ raise_exception('no twos') }}{% endif %}" + MARKED
+    recipe = save_recipe(tmp_path, save_model("llama", tmp_path / "base", refusing))
+    assert preview.main([str(recipe), "--num", "0", "--stats", "on_bad_row=skip"]) == 0
+    assert re.search(rf"^chat.jsonl +{len(CONVERSATIONS) - 1} ", capsys.readouterr().out, re.MULTILINE)
+    assert preview.main([str(recipe), "--num", "0", "--stats"]) == 2
+    assert "no twos" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
