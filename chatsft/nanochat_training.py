@@ -70,7 +70,7 @@ class NanochatTraining:
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save what nanochat kept beside the base too, so that any checkpoint goes back to nanochat."""
         super()._save(output_dir, state_dict)
-        if self.origin is not None:
+        if self.origin is not None and self.args.should_save:
             save_origin(self.origin, output_dir or self.args.output_dir)
 
     def init_hf_repo(self, *args, **kwargs) -> None:

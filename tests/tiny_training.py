@@ -10,6 +10,7 @@ from chatsft.arguments import ChatArguments
 from chatsft.data.collator import PaddingCollator
 from chatsft.model.configuration_gpt import GPTConfig
 from chatsft.model.modeling_gpt import GPTForCausalLM
+from chatsft.nanochat_origin import NOTHING
 from chatsft.optim.schedule import lr_multiplier
 from chatsft.trainer import ChatTrainer
 
@@ -79,6 +80,7 @@ def build_trainer(
     args = ChatArguments(output_dir=output_dir, per_device_train_batch_size=2, disable_tqdm=True, embedding_lr=0.01, **settings)
     datasets = {"train_dataset": rows, "eval_dataset": eval_rows}
     trainer = trainer_class(model=build_model(generation), args=args, data_collator=PaddingCollator(0), **datasets)
+    trainer.origin = NOTHING
     if skipped_updates:
         places = [place for place in range(planned_steps + 1) if place not in skipped_updates]
         trainer.lr_scheduler = LambdaLR(trainer.create_optimizer(), lambda update: lr_multiplier(places[update] / planned_steps))
