@@ -8,6 +8,7 @@ chatsft chat CHECKPOINT --web [--compare OTHER_CHECKPOINT]
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 from transformers.utils.logging import disable_progress_bar
@@ -16,27 +17,28 @@ from chatsft.dialogue.speaker import AnswerSettings, Speaker
 from chatsft.dialogue.terminal import TerminalChat, notice
 from chatsft.generation.penalties import add_penalties, check_penalties
 from chatsft.model.loading import load_chat_model
+from chatsft.program import exit_code
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
     options = parse_arguments(argv)
-    settings = AnswerSettings(**{name: vars(options)[name] for name in AnswerSettings.__dataclass_fields__})
     disable_progress_bar()
-    try:
-        speakers = [load_speaker(name, options) for name in (options.checkpoint, options.compare) if name]
-        if options.web:
-            serve_page(speakers, settings, options)
-            return 0
-        [speaker] = speakers
-        chat = TerminalChat(speaker, speaker.start(settings, options.system), settings)
-        if options.prompt is None:
-            chat.run()
-        else:
-            chat.answer(options.prompt)
-    except (ValueError, OSError) as error:
-        notice(f"error: {error}")
-        return 2
-    return 0
+    return exit_code(lambda: chat(options))
+
+
+def chat(options: argparse.Namespace) -> None:
+    """Talk until the person leaves, on a page or in the terminal, or answer one prompt."""
+    settings = AnswerSettings(**{name: vars(options)[name] for name in AnswerSettings.__dataclass_fields__})
+    speakers = [load_speaker(name, options) for name in (options.checkpoint, options.compare) if name]
+    if options.web:
+        return serve_page(speakers, settings, options)
+    [speaker] = speakers
+    terminal = TerminalChat(speaker, speaker.start(settings, options.system), settings)
+    if options.prompt is None:
+        terminal.run()
+    else:
+        terminal.answer(options.prompt)
 
 
 def load_speaker(name: str, options: argparse.Namespace) -> Speaker:
@@ -80,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser()
     options = parser.parse_args(argv)
     if options.temperature < 0 or options.top_k < 0 or options.max_new_tokens < 1:

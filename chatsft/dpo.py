@@ -21,7 +21,8 @@ from chatsft.preference.pairs import PairCollator, load_pairs
 from chatsft.preference.policy import load_policy
 from chatsft.preference.run import load_eval_tasks, run
 from chatsft.preference.trainers import PairDPOTrainer
-from chatsft.recipe import Recipe, load_recipe
+from chatsft.program import recipe_parser, run_recipe
+from chatsft.recipe import Recipe
 
 ARGUMENTS = (ModelArguments, PairArguments, DPOArguments)
 CURVES = {
@@ -33,28 +34,18 @@ CURVES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; bad input ends it with one line on stderr and exit code 2, before anything is written."""
-    options, overrides = make_parser().parse_known_args(argv)
-    try:
-        train(load_recipe(options.recipe, overrides, ARGUMENTS))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Run the program; return its exit code."""
+    return run_recipe(train, make_parser(), argv, ARGUMENTS)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="chatsft dpo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("recipe", help="YAML file; any key can follow as key=value or --key value")
-    return parser
+    return recipe_parser("dpo", __doc__)
 
 
 def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> PairDPOTrainer:
     """Train as the recipe says, save the model in output_dir, and return the trainer."""
     args, data = recipe.training, recipe.data
-    set_verbosity()
+    set_verbosity(args.process_index == 0)
     eval_tasks = load_eval_tasks(recipe)
     policy = load_policy(recipe.model, args.seed, with_reference=True)
     folders = [recipe.folder, Path(), *([Path(data.data_root)] if data.data_root else [])]

@@ -8,7 +8,7 @@ accelerate launch -m chatsft.eval CHECKPOINT --output results.json --baseline ot
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -30,8 +30,29 @@ from chatsft.generation.penalties import add_penalties, check_penalties
 from chatsft.model.loading import load_chat_model
 from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.model_card import CARD_FILE, add_results
+from chatsft.program import exit_code
 
 DEFAULTS = EvaluationOptions()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    arguments = parse_arguments(argv)
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    return exit_code(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Evaluate, save and print; what one part has found is saved before the next begins, so that a run cut short keeps it."""
+    is_main_process = PartialState(cpu=not torch.accelerator.is_available()).is_main_process
+    for results in evaluate(arguments):
+        if arguments.output and is_main_process:
+            save_results(arguments.output, results)
+    if is_main_process:
+        print(format_results(results))
+    if arguments.update_card and is_main_process:
+        add_results(arguments.checkpoint, {report.task: report.accuracy for report in results.reports})
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -59,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser()
     arguments = parser.parse_args(argv)
     if arguments.temperature < 0 or arguments.top_k < 0:
@@ -128,24 +149,6 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is below 1")
     return number
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the program; what one part has found is saved before the next begins, so that a run cut short keeps it."""
-    arguments = parse_arguments(argv)
-    datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    try:
-        for results in evaluate(arguments):
-            if arguments.output and PartialState().is_main_process:
-                save_results(arguments.output, results)
-    except (ValueError, OSError, NotImplementedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    PartialState().print(format_results(results))
-    if arguments.update_card and PartialState().is_main_process:
-        add_results(arguments.checkpoint, {report.task: report.accuracy for report in results.reports})
-    return 0
 
 
 if __name__ == "__main__":

@@ -21,35 +21,26 @@ from chatsft.preference.policy import load_policy
 from chatsft.preference.prompts import load_prompts, task_reward
 from chatsft.preference.run import load_eval_tasks, run
 from chatsft.preference.trainers import ToolGRPOTrainer
-from chatsft.recipe import Recipe, load_recipe
+from chatsft.program import recipe_parser, run_recipe
+from chatsft.recipe import Recipe
 
 ARGUMENTS = (ModelArguments, PromptArguments, GRPOArguments)
 CURVES = {"reward": "reward", "validation reward": "eval_reward"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; bad input ends it with one line on stderr and exit code 2, before anything is written."""
-    options, overrides = make_parser().parse_known_args(argv)
-    try:
-        train(load_recipe(options.recipe, overrides, ARGUMENTS))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Run the program; return its exit code."""
+    return run_recipe(train, make_parser(), argv, ARGUMENTS)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="chatsft grpo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("recipe", help="YAML file; any key can follow as key=value or --key value")
-    return parser
+    return recipe_parser("grpo", __doc__)
 
 
 def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ToolGRPOTrainer:
     """Train as the recipe says, save the model in output_dir, and return the trainer."""
     args, data = recipe.training, recipe.data
-    set_verbosity()
+    set_verbosity(args.process_index == 0)
     eval_tasks = load_eval_tasks(recipe)
     prompts, judges = load_prompts(data.train_mixture, data.data_root, "train_mixture")
     eval_prompts, eval_judges = load_prompts(data.eval_mixture, data.data_root, "eval_mixture") if data.eval_mixture else (None, [])

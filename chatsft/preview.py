@@ -15,7 +15,7 @@ from pathlib import Path
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from chatsft.data.mixture import load_mixture
+from chatsft.batches import load_conversations
 from chatsft.data.rendering import render_dataset
 from chatsft.inspection.advice import advise
 from chatsft.inspection.page import save_preview_page
@@ -23,6 +23,7 @@ from chatsft.inspection.statistics import count_by_source, count_shared
 from chatsft.inspection.tables import make_console, print_conversation, print_statistics
 from chatsft.model.loading import load_any_tokenizer
 from chatsft.model.tokenization_gpt import GPTTokenizer
+from chatsft.program import exit_code, recipe_parser
 from chatsft.recipe import Recipe, load_recipe
 
 UNCUT = 2**31 - 1
@@ -31,22 +32,15 @@ IN_TERMINAL, ON_PAGE = 3, 100
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; bad input ends it with one line on stderr and exit code 2."""
+    """Run the program; return its exit code."""
     options, overrides = parse_arguments(argv)
     datasets.disable_progress_bars()
-    try:
-        preview(load_recipe(options.recipe, [*overrides, "use_cpu=true"]), options)  # a recipe for GPUs shows anywhere
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    # On the CPU, so that a recipe for GPUs shows anywhere.
+    return exit_code(lambda: preview(load_recipe(options.recipe, [*overrides, "use_cpu=true"]), options))
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="chatsft preview", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("recipe", help="YAML file; any key can follow as key=value or --key value")
+    parser = recipe_parser("preview", __doc__)
     parser.add_argument(
         "--num", type=int, metavar="N", help=f"conversations to show (default: the first {IN_TERMINAL}, or {ON_PAGE} on a page)"
     )
@@ -71,7 +65,7 @@ def preview(recipe: Recipe, options: argparse.Namespace) -> None:
     """Print the first conversations of the training mixture, or write them to a page; count the whole mixture where that is asked for."""
     data, console = recipe.data, make_console()
     tokenizer = load_any_tokenizer(recipe.model.model_name_or_path, recipe.model.tokenizer_path)
-    mixture = load(recipe, data.train_mixture)
+    mixture = load_conversations(data.train_mixture, recipe)
     counts_all = options.stats or options.html is not None
     shown = mixture if counts_all else mixture.select(range(min(options.num, len(mixture))))
     rendered = render_dataset(shown, tokenizer, UNCUT, num_proc=data.dataset_num_proc, on_bad_row=data.on_bad_row)
@@ -82,20 +76,13 @@ def preview(recipe: Recipe, options: argparse.Namespace) -> None:
         return
     mixture = keep_rendered(mixture, rendered)
     counts = count_by_source(mixture, rendered, tokenizer, data.max_length)
-    warnings = advise(counts, count_shared(mixture, load(recipe, data.eval_mixture)) if data.eval_mixture else 0)
+    warnings = advise(counts, count_shared(mixture, load_conversations(data.eval_mixture, recipe)) if data.eval_mixture else 0)
     if options.stats:
         print_statistics(console, counts, warnings)
     if options.html is not None:
         title = f"Preview of {options.recipe}"
         save_preview_page(options.html, title, rendered, counts, warnings, tokenizer, data.max_length, options.num)
         console.print(f"Wrote {options.html}", soft_wrap=True)
-
-
-def load(recipe: Recipe, entries: list) -> datasets.Dataset:
-    """Load a mixture of the recipe, in training order."""
-    data = recipe.data
-    places = {"data_root": data.data_root, "folders": (recipe.folder, ".")}
-    return load_mixture(entries, **places, order=data.mixture_order, on_bad_row=data.on_bad_row)
 
 
 def keep_rendered(mixture: datasets.Dataset, rendered: datasets.Dataset) -> datasets.Dataset:

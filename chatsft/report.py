@@ -13,20 +13,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from chatsft.program import exit_code
 from chatsft.run_report.page import final_rows, save_report
 from chatsft.run_report.run import ReportError, Run, read_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; bad input ends it with one line on stderr and exit code 2."""
+    """Run the program; return its exit code."""
     options = make_parser().parse_args(argv)
-    try:
-        path = report(options.runs, options.output)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"Wrote {path} and its pictures in {pictures_folder(path)}")
-    return 0
+    return exit_code(lambda: report(options.runs, options.output))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -53,6 +48,7 @@ def report(folders: Sequence[Path], output: Path | None = None) -> Path:
     for name, picture in pictures.items():
         (folder / f"{name}.png").write_bytes(picture)
     print(format_finals(runs))
+    print(f"Wrote {path} and its pictures in {folder}")
     return path
 
 

@@ -17,16 +17,14 @@ from transformers.utils.import_utils import is_serve_available
 
 from chatsft.model.loading import load_tokenizer
 from chatsft.model.modeling_gpt import GPTForCausalLM
+from chatsft.program import exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the server until it is stopped; a model that does not load ends it with one line on stderr and exit code 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        check_serving(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if code := exit_code(lambda: check_serving(arguments)):
+        return code
     transformers.GPTForCausalLM = GPTForCausalLM
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return app(["serve", *arguments], standalone_mode=False) or 0

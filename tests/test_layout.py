@@ -18,6 +18,7 @@ LAYERS = (  # what stands higher may import what stands lower; neighbours in one
     ("dialogue",),
     ("run_folder",),
     ("model_card",),
+    ("batches", "program"),
     ("recipe",),
     ("live_view",),
     ("trainer", "callbacks", "task_metrics", "adapters", "plan", "health_warnings", "warm_start"),

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from chatsft.batches import load_rendered
 from chatsft.eval import main as evaluate
 from chatsft.model.loading import load_model_and_tokenizer
 from chatsft.recipe import load_recipe
 from chatsft.tasks import create_task
 from chatsft.tasks.json_lines import read_json_lines
-from chatsft.train import load_rendered, train
+from chatsft.train import train
 
 ROOT = Path(__file__).parent.parent
 RECIPE = Path("recipes/quickstart.yaml")

@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import chatsft
 from chatsft.arguments import RecipeError
+from chatsft.batches import divide
 from chatsft.model.nanochat_checkpoint import our_name
 from chatsft.recipe import load_recipe
-from chatsft.train import divide, main, train
+from chatsft.train import main, train
 from tests.model.oracle import FIXTURES, load_json
 
 PARITY = Path(__file__).parent.parent / "recipes" / "parity.yaml"

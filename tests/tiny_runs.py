@@ -12,10 +12,10 @@ from datasets import Dataset
 from torch.distributed.tensor import DTensor
 
 from chatsft.arguments import ChatArguments, DataArguments
+from chatsft.batches import plan_batches
 from chatsft.model.configuration_gpt import GPTConfig
 from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.model.packed_attention import prepare_attention
-from chatsft.train import plan_batches
 from chatsft.trainer import ChatTrainer
 
 VOCABULARY, STEPS, EXAMPLES = 96, 20, 8
