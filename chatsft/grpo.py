@@ -46,6 +46,11 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ToolGRPO
     eval_prompts, eval_judges = load_prompts(data.eval_mixture, data.data_root, "eval_mixture") if data.eval_mixture else (None, [])
     if eval_prompts is not None:  # judged after the training tasks, in one list
         eval_prompts = eval_prompts.map(lambda row: {"judge": row["judge"] + len(judges)})
+    if len(prompts) < (at_a_time := args.generation_batch_size // args.num_generations):
+        raise RecipeError(
+            f"train_mixture has {len(prompts)} problems, but {at_a_time} are answered at a time (processes x per_device_train_batch_size x "
+            "steps_per_generation / num_generations). Add problems, or set one of these lower."
+        )
     if args.beta and is_nanochat_checkpoint(recipe.model.model_name_or_path):
         raise RecipeError(
             "beta needs a reference model, which TRL loads from a saved model. Convert the checkpoint first: chatsft.convert to-hf."

@@ -21,12 +21,10 @@ class NanochatTraining:
 
     Args:
         origin: what nanochat kept beside the base, set before training where there is any.
-        ending: why the run ended before its last step, "SIGTERM" or a fault; None otherwise.
     """
 
     args: RunArguments
     origin: Origin | None = None
-    ending: str | None = None
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:

@@ -66,6 +66,11 @@ class ResumableTrainer(Trainer):
         self.ending = reason
         self.control.should_save = self.control.should_training_stop = True
 
+    def end_if_told(self) -> None:
+        """End the run if any process was told to; every process has to call this in the same step."""
+        if self._is_any(["SIGTERM"] if self.stop_signal.is_received else []):
+            self.end("SIGTERM")
+
     def progress(self) -> dict:
         """Return what else a checkpoint has to keep, as JSON; called on every process, and the main one's is kept."""
         return {}
@@ -149,9 +154,9 @@ class ResumableTrainer(Trainer):
                     self.state.stateful_callbacks[type(callback).__name__] = callback.state()
             self.state.save_to_json(str(Path(folder) / TRAINER_STATE_NAME))
 
-    def _is_any(self, failures: list[str]) -> bool:
-        """Tell whether any process met a failure."""
-        return bool(self.accelerator.gather(torch.tensor([len(failures)], device=self.args.device)).any())
+    def _is_any(self, reasons: list[str]) -> bool:
+        """Tell whether any process has a reason."""
+        return bool(self.accelerator.gather(torch.tensor([len(reasons)], device=self.args.device)).any())
 
     def _report_unsaved(self, failures: list[str]) -> None:
         if self.args.should_save:

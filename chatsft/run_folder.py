@@ -1,9 +1,11 @@
-"""What a run leaves in its output_dir: the model, its card, its log, and what it needs to go elsewhere."""
+"""Train, and leave in output_dir the model, its card, its log, and what it needs to go elsewhere."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from chatsft.adapters import save_base_record, save_merged
 from chatsft.environment import describe_environment, save_environment
@@ -11,6 +13,9 @@ from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.model_card import CURVES, RECIPE_FILE, recipe_text, save_model_card
 from chatsft.nanochat_origin import Origin
 from chatsft.recipe import Recipe
+from chatsft.resumable_trainer import ResumableTrainer
+
+logger = logging.getLogger(__name__)
 
 
 class RunRecord(TrainerCallback):
@@ -28,15 +33,15 @@ class RunRecord(TrainerCallback):
         save_environment(folder, describe_environment(args.world_size, model.config._attn_implementation))
 
 
-def save_run(
-    trainer: Trainer,
+def train_and_save(
+    trainer: ResumableTrainer,
     recipe: Recipe,
     row_counts: Mapping[str, int],
     origin: Origin | None,
     fingerprint: str | None,
     curves: Mapping[str, str] | None = None,
 ) -> None:
-    """Save a trained model as it is, merged where the recipe says so, with everything beside it; push it where the recipe says so.
+    """Train and save the model; a run that was told to end has its checkpoint alone, and says how to go on.
 
     Args:
         row_counts: training rows by source, repeats counted.
@@ -44,6 +49,27 @@ def save_run(
         fingerprint: of the base of an adapter.
         curves: what the card draws and the only figures it lists, label to key of the log; losses and every result when None.
     """
+    trainer.origin = None if recipe.model.lora_r else origin
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(RunRecord(recipe))
+    trainer.train(resume_from_checkpoint=recipe.training.resume_from_checkpoint)
+    if trainer.ending is None:
+        save_run(trainer, recipe, row_counts, origin, fingerprint, curves)
+    else:
+        steps = (trainer.state.global_step, trainer.state.max_steps)
+        logger.warning("%s: stopped after %d of %d steps. Go on with resume_from_checkpoint=true", trainer.ending, *steps)
+
+
+def save_run(
+    trainer: ResumableTrainer,
+    recipe: Recipe,
+    row_counts: Mapping[str, int],
+    origin: Origin | None,
+    fingerprint: str | None,
+    curves: Mapping[str, str] | None,
+) -> None:
+    """Save a trained model as it is, merged where the recipe says so, with everything beside it; push it where the recipe says so."""
     folder, is_first = trainer.args.output_dir, trainer.is_world_process_zero()
     logs = trainer.state.log_history
     if curves is not None:

@@ -15,7 +15,7 @@ from chatsft.arguments import RunArguments
 from chatsft.evaluation import EvaluationOptions, chatcore, evaluate_task
 from chatsft.evaluation.model_copy import copy_for_evaluation
 from chatsft.model.tokenization_gpt import GPTTokenizer
-from chatsft.nanochat_training import NanochatTraining
+from chatsft.resumable_trainer import ResumableTrainer
 from chatsft.tasks import Task
 from chatsft.throughput import ThroughputMeter
 
@@ -28,7 +28,7 @@ class TaskMetrics(TrainerCallback):
     """
 
     def __init__(
-        self, trainer: NanochatTraining, tasks: Mapping[str, Task], tokenizer: GPTTokenizer, throughput: ThroughputMeter | None = None
+        self, trainer: ResumableTrainer, tasks: Mapping[str, Task], tokenizer: GPTTokenizer, throughput: ThroughputMeter | None = None
     ):
         self.trainer, self.tasks, self.tokenizer, self.throughput = trainer, tasks, tokenizer, throughput
         self.last_step: int | None = None

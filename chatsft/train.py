@@ -9,13 +9,11 @@ Without a terminal, or with disable_tqdm=true, a run prints a line for every log
 # Recipe, model, data, batches, trainer: train() reads downward, and each line names the file that does it.
 
 import argparse
-import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from chatsft.adapters import (
     add_adapter,
@@ -37,13 +35,11 @@ from chatsft.nanochat_origin import find_origin
 from chatsft.plan import describe_plan
 from chatsft.program import recipe_parser, run_recipe
 from chatsft.recipe import Recipe
-from chatsft.run_folder import RunRecord, save_run
+from chatsft.run_folder import train_and_save
 from chatsft.task_metrics import TaskMetrics
 from chatsft.tasks import Task
 from chatsft.trainer import ChatTrainer, can_skip_logits
 from chatsft.warm_start import plan_warm_start
-
-logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,19 +84,11 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
         eval_data_collator=evaluation and evaluation.collator,
         processing_class=tokenizer,
         data_fingerprint=data_fingerprint(train_rendered, data),
-        callbacks=[console, FinalEvaluation, HealthWarnings, RunRecord(recipe), *warm_start, *callbacks],
+        callbacks=[console, FinalEvaluation, HealthWarnings, *warm_start, *callbacks],
     )
-    trainer.origin = None if recipe.model.lora_r else origin
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
     if eval_tasks:
         trainer.add_callback(TaskMetrics(trainer, eval_tasks, tokenizer, trainer.throughput))
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    if trainer.ending is None:
-        save_run(trainer, recipe, Counter(train_rendered["source"]), origin, fingerprint)
-    else:
-        steps = (trainer.state.global_step, trainer.state.max_steps)
-        logger.warning("%s: stopped after %d of %d steps. Go on with resume_from_checkpoint=true", trainer.ending, *steps)
+    train_and_save(trainer, recipe, Counter(train_rendered["source"]), origin, fingerprint)
     return trainer
 
 

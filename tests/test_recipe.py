@@ -8,6 +8,7 @@ import pytest
 from chatsft import dpo, grpo
 from chatsft.arguments import RecipeError
 from chatsft.recipe import ARGUMENTS, load_recipe, parse_overrides
+from tests.model.oracle import FIXTURES, load_json
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 MINIMAL = "model_name_or_path: base\ntrain_mixture: [{path: a.jsonl}]\ntarget_examples_per_step: 4\n"
@@ -25,6 +26,16 @@ def test_shipped_recipes_load(recipe):
     loaded = load_recipe(recipe, ["bf16=false"], {"train": ARGUMENTS, "grpo": grpo.ARGUMENTS, "dpo": dpo.ARGUMENTS}[program])
     assert loaded.data.train_mixture
     assert loaded.training.max_grad_norm == 0
+
+
+def test_the_recipe_of_2026_has_the_settings_nanochat_ran_with():
+    ran = load_json(FIXTURES / "train_v2" / "trajectory_main_fp32.json.gz")["resolved_args"]
+    recipe = load_recipe(RECIPES / "sft_2026.yaml", ["bf16=false"])
+    for name in ("matrix_lr", "embedding_lr", "unembedding_lr", "init_lr_frac", "warmdown_ratio", "final_lr_frac"):
+        assert getattr(recipe.training, name) == ran[name], name
+    assert recipe.training.eval_max_problems == {"generative": ran["chatcore_max_sample"]}
+    repeats = {entry["task"]: entry.get("repeat") for entry in recipe.data.train_mixture}
+    assert (repeats["MMLU"], repeats["GSM8K"]) == (ran["mmlu_epochs"], ran["gsm8k_epochs"])
 
 
 def test_overrides_are_yaml_and_win(tmp_path):

@@ -52,8 +52,12 @@ class PairArguments:
 
 @dataclass
 class GRPOArguments(RunArguments, GRPOConfig):
-    """TRL's GRPOConfig with nanochat's optimizer, and as plain as our other programs: no bfloat16 or checkpointing unless asked for."""
+    """TRL's GRPOConfig with nanochat's optimizer, and as plain as our other programs: no bfloat16 or checkpointing unless asked for.
 
+    Problems come in the order of the mixture, as nanochat's do; TRL's own order begins anew in a resumed run.
+    """
+
+    shuffle_dataset: bool | None = False
     bf16: bool | None = False
     gradient_checkpointing: bool | None = None
 

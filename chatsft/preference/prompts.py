@@ -12,10 +12,11 @@ from chatsft.data.mixture import pick_rows
 from chatsft.generation.tool_state import ControlTokens
 from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.tasks import Task
+from chatsft.tasks.mixture import mixture_order
 
 
 def load_prompts(entries: Sequence[dict], data_root: str | Path | None, key: str) -> tuple[datasets.Dataset, list[Task]]:
-    """Load the problems of tasks, each entry shuffled, cut and repeated as in any mixture, one entry after the other.
+    """Load the problems of tasks, each entry shuffled, cut and repeated as in any mixture; several are mixed in nanochat's order.
 
     Returns:
         Columns `prompt` (messages up to the answer), `source` (a task's name), `judge` (which of the tasks) and `index` into it; the tasks.
@@ -26,14 +27,17 @@ def load_prompts(entries: Sequence[dict], data_root: str | Path | None, key: str
     if not entries:
         raise RecipeError(f"{key} is empty; give at least one entry with task:.")
     tasks = [open_judge(entry, f"{key} entry {number}", data_root) for number, entry in enumerate(entries, 1)]
-    rows = []
-    for judge, (entry, task) in enumerate(zip(entries, tasks, strict=True)):
-        picked = [int(index) for index in pick_rows(len(task), entry)]
-        if not picked:
+    picked = []
+    for number, (entry, task) in enumerate(zip(entries, tasks, strict=True), 1):
+        picked.append([int(index) for index in pick_rows(len(task), entry)] * (entry.get("repeat") or 1))
+        if not picked[-1]:
             start = entry.get("start") or 0
-            raise RecipeError(f"{key} entry {judge + 1}: no problems left; {entry['task']} has {len(task)}, start is {start}.")
-        for index in picked * (entry.get("repeat") or 1):
-            rows.append({"prompt": task[index]["messages"][:-1], "source": entry["task"], "judge": judge, "index": index})
+            raise RecipeError(f"{key} entry {number}: no problems left; {entry['task']} has {len(task)}, start is {start}.")
+    rows = []
+    for judge, place in mixture_order([len(indices) for indices in picked], "shuffled" if len(tasks) > 1 else "sequence"):
+        index = picked[judge][place]
+        prompt = tasks[judge][index]["messages"][:-1]
+        rows.append({"prompt": prompt, "source": entries[judge]["task"], "judge": judge, "index": index})
     return datasets.Dataset.from_list(rows), tasks
 
 

@@ -3,14 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from transformers import Trainer
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from chatsft.arguments import RecipeError
 from chatsft.evaluation.task_selection import select_tasks
 from chatsft.preference.policy import Policy
 from chatsft.recipe import Recipe
-from chatsft.run_folder import RunRecord, save_run
+from chatsft.resumable_trainer import ResumableTrainer
+from chatsft.run_folder import train_and_save
 from chatsft.task_metrics import TaskMetrics
 from chatsft.tasks import Task
 
@@ -25,19 +25,30 @@ def load_eval_tasks(recipe: Recipe) -> dict[str, Task]:
 
 
 def run(
-    trainer: Trainer, recipe: Recipe, policy: Policy, eval_tasks: Mapping[str, Task], sources: Iterable[str], curves: Mapping[str, str]
+    trainer: ResumableTrainer,
+    recipe: Recipe,
+    policy: Policy,
+    eval_tasks: Mapping[str, Task],
+    sources: Iterable[str],
+    curves: Mapping[str, str],
 ) -> None:
     """Train and save.
 
     Args:
         sources: of the training rows, for the model card.
-        curves: see `save_run`.
+        curves: see `train_and_save`.
     """
-    trainer.origin = policy.origin if recipe.model.lora_r is None else None
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
     if eval_tasks:
         trainer.add_callback(TaskMetrics(trainer, eval_tasks, policy.tokenizer))
-    trainer.add_callback(RunRecord(recipe))
-    trainer.train(resume_from_checkpoint=recipe.training.resume_from_checkpoint)
-    save_run(trainer, recipe, Counter(sources), policy.origin, policy.fingerprint, curves)
+    trainer.add_callback(EndIfTold(trainer))
+    train_and_save(trainer, recipe, Counter(sources), policy.origin, policy.fingerprint, curves)
+
+
+class EndIfTold(TrainerCallback):
+    """End a run after the step in which a process was told to."""
+
+    def __init__(self, trainer: ResumableTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.trainer.end_if_told()

@@ -12,7 +12,8 @@ from tests.preference.calculator_tasks import SUMS, answer
 def test_problems_of_several_entries_know_their_judges():
     entries = [SUMS | {"start": 2}, {"task": "Arithmetic", "split": "test", "size": 2, "repeat": 2}]
     prompts, tasks = load_prompts(entries, None, "train_mixture")
-    assert [(row["judge"], row["index"]) for row in prompts] == [(0, 2), (0, 3), (1, 0), (1, 1), (1, 0), (1, 1)]
+    pairs = [(0, 2), (0, 3), (1, 0), (1, 1), (1, 0), (1, 1)]
+    assert [(row["judge"], row["index"]) for row in prompts] == [pairs[place] for place in (3, 1, 2, 4, 0, 5)]
     assert set(prompts["source"]) == {SUMS["task"], "Arithmetic"}
     for row in prompts:
         assert row["prompt"] == tasks[row["judge"]][row["index"]]["messages"][:1]

@@ -2,12 +2,16 @@
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from chatsft import dpo, grpo
+from chatsft.checkpoints import find_damage
 from chatsft.convert import convert_to_nanochat
 from chatsft.model.loading import load_chat_model
 from chatsft.nanochat_origin import EXTRA_FILE
@@ -46,13 +50,21 @@ def fixed_answers(monkeypatch) -> None:
         monkeypatch.setattr(module, "generate_completions", complete)
 
 
-def run_grpo(folder: Path, model: Path, **settings):
-    return grpo.train(load_recipe(save_recipe(folder, model, **GRPO | settings), (), grpo.ARGUMENTS))
+def run_grpo(folder: Path, model: Path, callbacks: tuple = (), **settings):
+    return grpo.train(load_recipe(save_recipe(folder, model, **GRPO | settings), (), grpo.ARGUMENTS), callbacks)
 
 
-def run_dpo(folder: Path, model: Path, **settings):
+def run_dpo(folder: Path, model: Path, callbacks: tuple = (), **settings):
     settings = {"per_device_train_batch_size": 4, "num_samples": 2, "max_new_tokens": 32} | settings
-    return dpo.train(load_recipe(save_recipe(folder, model, **{"train_mixture": [SUMS]} | settings), (), dpo.ARGUMENTS))
+    return dpo.train(load_recipe(save_recipe(folder, model, **{"train_mixture": [SUMS]} | settings), (), dpo.ARGUMENTS), callbacks)
+
+
+class Terminated(TrainerCallback):
+    """Get SIGTERM in the second step."""
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+        if state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def named_groups(optimizer: torch.optim.Optimizer) -> list[tuple]:
@@ -116,6 +128,26 @@ def test_tasks_are_scored_during_training_as_chatsft_eval_scores_them(model, tmp
     fixed_answers(monkeypatch)
     trainer = run(tmp_path, model, eval_tasks=["Arithmetic"], eval_max_problems=3)
     assert [log["step"] for log in trainer.state.log_history if "arithmetic_acc" in log] == [0, 1]
+
+
+@pytest.mark.parametrize("run", [run_grpo, run_dpo])
+def test_a_run_that_gets_sigterm_goes_on_as_if_nothing_had_happened(model, tmp_path, monkeypatch, caplog, run):
+    fixed_answers(monkeypatch)
+    settings = {"max_steps": 4, "per_device_train_batch_size": 4, "save_strategy": "no"}
+    for name in ("straight", "stopped"):
+        (tmp_path / name).mkdir()
+    straight = run(tmp_path / "straight", model, **settings)
+    stopped = run(tmp_path / "stopped", model, callbacks=(Terminated(),), **settings)
+    assert stopped.state.global_step == 2
+    assert [path.name for path in (tmp_path / "stopped" / "out").glob("*.safetensors")] == []
+    assert "SIGTERM: stopped after 2 of 4 steps. Go on with resume_from_checkpoint=true" in caplog.text
+    assert find_damage(tmp_path / "stopped" / "out" / "checkpoint-2") is None
+    resumed = run(tmp_path / "stopped", model, **settings, resume_from_checkpoint=True)
+    losses = [[log["loss"] for log in trainer.state.log_history if "loss" in log] for trainer in (straight, resumed)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 4
+    for name, weights in straight.model.state_dict().items():
+        assert torch.allclose(resumed.model.state_dict()[name], weights, rtol=0, atol=1e-6), name
 
 
 def test_tasks_of_an_adapter_are_scored_afterwards(model, tmp_path, capsys):
@@ -217,6 +249,11 @@ def test_beta_needs_a_saved_model(tmp_path, capsys):
     recipe = save_recipe(tmp_path, FIXTURES / "engine" / "gen_model", **GRPO, beta=0.1, **tokenizer)
     assert grpo.main([str(recipe)]) == 2
     assert "Convert the checkpoint first" in capsys.readouterr().err
+
+
+def test_too_few_problems_for_a_step_are_refused(model, tmp_path, capsys):
+    assert grpo.main([str(save_recipe(tmp_path, model, **GRPO | {"gradient_accumulation_steps": 2}))]) == 2
+    assert "train_mixture has 4 problems, but 8 are answered at a time" in capsys.readouterr().err
 
 
 def test_samplers_that_our_generation_has_not_are_refused(model, tmp_path, capsys):
