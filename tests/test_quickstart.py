@@ -10,7 +10,6 @@ from chatsft.eval import main as evaluate
 from chatsft.model.loading import load_model_and_tokenizer
 from chatsft.recipe import load_recipe
 from chatsft.tasks import create_task
-from chatsft.tasks.json_lines import read_json_lines
 from chatsft.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -39,10 +38,11 @@ def test_mixture_renders_uncut_with_every_source_in_it(key, tokenizer):
 
 
 def test_entries_take_all_conversations_between_them_and_share_none():
-    recipe, conversations = load_recipe(RECIPE), list(read_json_lines(DATA / "conversations.jsonl"))
+    recipe = load_recipe(RECIPE)
+    conversations = [json.loads(line) for line in (DATA / "conversations.jsonl").read_text().splitlines()]
     train_entry, eval_entry = recipe.data.train_mixture[-1], recipe.data.eval_mixture[-1]
     assert train_entry["stop"] == eval_entry["start"] < len(conversations)
-    questions = [conversation["messages"][0]["content"] for _, conversation in conversations if len(conversation["messages"]) == 2]
+    questions = [conversation["messages"][0]["content"] for conversation in conversations if len(conversation["messages"]) == 2]
     assert len(set(questions)) == len(questions)
 
 

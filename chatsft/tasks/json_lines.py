@@ -6,12 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def read_json_lines(path: str | Path) -> Iterator[tuple[int, object]]:
-    """Yield (line number from 1, value) for every line that is not blank."""
-    for number, line in read_lines(path):
-        yield number, parse_line(line, f"{path}:{number}")
-
-
 def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """Yield (line number from 1, line) for every line that is not blank, without the byte order mark that some editors write first."""
     with open(path, "rb") as file:
