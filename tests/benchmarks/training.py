@@ -41,6 +41,7 @@ LENGTH = 2048
 PEAK = 790e12  # bfloat16 matrix rate measured on one H200; mfu = 6 x matmul parameters x real tokens / time / PEAK
 CASES = {
     "d12": {"depth": 12},
+    "d12 as one call": {"depth": 12, "compile_scope": "stack"},
     "d12 less memory": {"depth": 12, "activation_memory_budget": 0.8},
     "d12 torch attention": {"depth": 12, "attention": "varlen"},
     "d20": {"depth": 20},
