@@ -32,7 +32,7 @@ def names(*owners):
     return {name for owner in owners for name, entry in owner.__dataclass_fields__.items() if entry.init}
 
 
-@pytest.mark.parametrize("module", ["recipe_keys", "pages", "docstrings"])
+@pytest.mark.parametrize("module", ["recipe_keys", "pages", "docstrings", "notebooks"])
 def test_examples_in_the_code_of_the_site_hold(site_module, module):
     outcome = doctest.testmod(site_module(module))
     assert outcome.attempted and not outcome.failed
@@ -107,6 +107,10 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
     assert "target_examples_per_step" in pages["recipe_keys.html"] and "<!-- keys" not in pages["recipe_keys.html"]
     assert "source/chatsft/optim/distributed.py.html" in pages["distributed.html"]
     assert "Return the factor on every learning rate" in re.sub(r"<[^>]+>", "", pages["reference/optim.html"])
+    notebook = pages["notebooks/masks.html"]
+    assert notebook.count("<svg") >= 3 and "49 tokens, 24 trained" in notebook and "../source/" not in notebook.split("This page is")[1]
+    assert 'href="notebooks/masks.html"' in pages["index.html"] and 'href="../concepts.html"' in notebook
+    assert (tmp_path / "notebooks" / "masks.ipynb").read_bytes() == (DOCS / "notebooks" / "masks.ipynb").read_bytes()
     missing = [page.stem for page in DOCS.glob("*.md") if f"{page.stem}.html" not in pages]
     assert missing == []
     assert [page.name for page in tmp_path.rglob("*.py")] == []
