@@ -9,7 +9,7 @@ from nbconvert import MarkdownExporter
 TEMPLATE = r"""
 {%- extends 'markdown/index.md.j2' -%}
 {%- block input %}
-```python
+```{{ "yaml" if ".yaml\n" in cell.source else "python" }}
 {{ cell.source }}
 ```
 {% endblock input -%}
