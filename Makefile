@@ -17,7 +17,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1
 EVALUATE := $(OFFLINE) $(BIN)/python -m chatsft.eval --tasks Arithmetic --max_problems 200 --max_new_tokens 48 --batch_size 200
 CHAT := $(OFFLINE) $(BIN)/python -m chatsft.chat $(RUN) --seed 1 --max_new_tokens 64 --prompt
 
-.PHONY: quickstart test test-slow docs clean
+.PHONY: quickstart test test-slow docs notebooks clean
 
 quickstart: $(INSTALLED)
 	@echo "1. 200 sums put to the untrained base model"
@@ -42,6 +42,9 @@ test-slow: $(INSTALLED_DEV)
 docs: $(INSTALLED_DEV)  # not --quiet, under which --strict sees no warnings
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 	@echo "build/site/index.html"
+
+notebooks: $(INSTALLED_DEV)  # run anew, in clean folders; what they print is stored in them
+	$(BIN)/python docs/site/notebooks.py
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

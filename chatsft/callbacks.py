@@ -3,7 +3,9 @@
 import logging
 
 import datasets
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 
@@ -39,6 +41,12 @@ def log_line(global_step: int, logs: dict) -> str | None:
     parts += [f"mfu: {logs['mfu']:.3f}"] if "mfu" in logs else []
     parts += [f"skipped: {logs['skipped_steps']}"] if logs.get("skipped_steps") else []
     return " | ".join(parts)
+
+
+def leave_console(trainer: Trainer) -> None:
+    """Take away what Trainer itself prints: dictionaries, a progress bar, and in a notebook a table."""
+    for callback in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
+        trainer.remove_callback(callback)
 
 
 class FinalEvaluation(TrainerCallback):

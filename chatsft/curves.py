@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
+from chatsft.pages.picture import Picture
+
 WIDTH, HEIGHT, MARGIN = 720, 360, 56
 COLORS = ("#4c78a8", "#e45756", "#54a24b", "#b279a2")
 
 Points = Sequence[tuple[float, float]]
 
 
-def draw_curves(curves: dict[str, Points], x_label: str = "optimizer step") -> str:
+def draw_curves(curves: dict[str, Points], x_label: str = "optimizer step") -> Picture:
     """Draw named curves, each a sequence of (x, y), into one pair of axes; a curve without points is left out.
 
     >>> draw_curves({"loss": [(1, 2.5), (2, 1.5)]}).count("<polyline")
@@ -24,7 +26,7 @@ def draw_curves(curves: dict[str, Points], x_label: str = "optimizer step") -> s
     ]
     for number, (name, points) in enumerate(curves.items()):
         lines += _curve(name, [(_place(x, x_range, MARGIN, WIDTH), _place_up(y, y_range)) for x, y in points], number)
-    return "\n".join([*lines, "</svg>", ""])
+    return Picture("\n".join([*lines, "</svg>", ""]))
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import datasets
@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from chatsft.data.mixture import load_mixture
 from chatsft.evaluation import EvaluationOptions, evaluate_conversations, evaluate_task
 from chatsft.evaluation.comparison import compare_reports, load_earlier
-from chatsft.evaluation.results import Results, format_results, save_results
+from chatsft.evaluation.results import Results, describe_run, format_results, save_results
 from chatsft.evaluation.statistics import BASELINES
 from chatsft.evaluation.task_evaluation import ANSWERS_AT_A_TIME
 from chatsft.evaluation.task_selection import select_tasks
@@ -117,7 +117,7 @@ def evaluate(arguments: argparse.Namespace) -> Iterator[Results]:
         conversations = load_conversations(arguments.conversations, arguments.data_root) if arguments.conversations else None
     earlier = load_earlier(arguments.baseline, list(tasks)) if arguments.baseline else {}
     model, tokenizer = load_model(arguments)
-    results = Results(run=describe_run(arguments))
+    results = Results(run=describe_run(arguments.checkpoint, evaluation_options(arguments)))
     if conversations is not None:
         results.conversations = evaluate_conversations(conversations["messages"], model, tokenizer)
         yield results
@@ -131,12 +131,6 @@ def evaluate(arguments: argparse.Namespace) -> Iterator[Results]:
     if earlier:
         results.differences = compare_reports(results.reports, earlier)
         yield results
-
-
-def describe_run(arguments: argparse.Namespace) -> dict:
-    """Say how the numbers come about."""
-    options = asdict(evaluation_options(arguments))
-    return {"checkpoint": arguments.checkpoint, "options": options, "num_processes": PartialState().num_processes}
 
 
 def evaluation_options(arguments: argparse.Namespace) -> EvaluationOptions:

@@ -34,9 +34,8 @@ IN_TERMINAL, ON_PAGE = 3, 100
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     options, overrides = parse_arguments(argv)
-    datasets.disable_progress_bars()
-    # On the CPU, so that a recipe for GPUs shows anywhere.
-    return exit_code(lambda: preview(load_recipe(options.recipe, [*overrides, "use_cpu=true"]), options))
+    title, on_cpu = f"Preview of {options.recipe}", [*overrides, "use_cpu=true"]  # a recipe for GPUs shows anywhere
+    return exit_code(lambda: preview(load_recipe(options.recipe, on_cpu), options.num, options.stats, options.html, title))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -61,28 +60,34 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
     return options, overrides
 
 
-def preview(recipe: Recipe, options: argparse.Namespace) -> None:
-    """Print the first conversations of the training mixture, or write them to a page; count the whole mixture where that is asked for."""
+def preview(recipe: Recipe, num: int = IN_TERMINAL, stats: bool = False, html: Path | None = None, title: str = "Preview") -> None:
+    """Print the first conversations of the training mixture, or write them to a page; count the whole mixture where that is asked for.
+
+    Args:
+        num: conversations to show.
+        stats: print the counts by source, and warnings.
+        html: where a page goes, with `title` at its head.
+    """
+    datasets.disable_progress_bars()
     data, console = recipe.data, make_console()
     tokenizer = load_any_tokenizer(recipe.model.model_name_or_path, recipe.model.tokenizer_path)
     mixture = load_conversations(data.train_mixture, recipe)
-    counts_all = options.stats or options.html is not None
-    shown = mixture if counts_all else mixture.select(range(min(options.num, len(mixture))))
+    counts_all = stats or html is not None
+    shown = mixture if counts_all else mixture.select(range(min(num, len(mixture))))
     rendered = render_dataset(shown, tokenizer, UNCUT, num_proc=data.dataset_num_proc, on_bad_row=data.on_bad_row)
-    if options.html is None:
-        for index in range(min(options.num, len(rendered))):
+    if html is None:
+        for index in range(min(num, len(rendered))):
             print_conversation(console, *describe(rendered[index], index, len(mixture), tokenizer, data.max_length))
     if not counts_all:
         return
     mixture = keep_rendered(mixture, rendered)
     counts = count_by_source(mixture, rendered, tokenizer, data.max_length)
     warnings = advise(counts, count_shared(mixture, load_conversations(data.eval_mixture, recipe)) if data.eval_mixture else 0)
-    if options.stats:
+    if stats:
         print_statistics(console, counts, warnings)
-    if options.html is not None:
-        title = f"Preview of {options.recipe}"
-        save_preview_page(options.html, title, rendered, counts, warnings, tokenizer, data.max_length, options.num)
-        console.print(f"Wrote {options.html}", soft_wrap=True)
+    if html is not None:
+        save_preview_page(html, title, rendered, counts, warnings, tokenizer, data.max_length, num)
+        console.print(f"Wrote {html}", soft_wrap=True)
 
 
 def keep_rendered(mixture: datasets.Dataset, rendered: datasets.Dataset) -> datasets.Dataset:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from chatsft.adapters import save_base_record, save_merged
+from chatsft.callbacks import leave_console
 from chatsft.environment import describe_environment, save_environment
 from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.model_card import CURVES, RECIPE_FILE, recipe_text, save_model_card
@@ -50,8 +50,7 @@ def train_and_save(
         curves: what the card draws and the only figures it lists, label to key of the log; losses and every result when None.
     """
     trainer.origin = None if recipe.model.lora_r else origin
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
+    leave_console(trainer)
     trainer.add_callback(RunRecord(recipe))
     trainer.train(resume_from_checkpoint=recipe.training.resume_from_checkpoint)
     if trainer.ending is None:

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from chatsft.arguments import ChatArguments, DataArguments, ModelArguments
@@ -32,7 +33,7 @@ def names(*owners):
     return {name for owner in owners for name, entry in owner.__dataclass_fields__.items() if entry.init}
 
 
-@pytest.mark.parametrize("module", ["recipe_keys", "pages", "docstrings"])
+@pytest.mark.parametrize("module", ["recipe_keys", "pages", "docstrings", "notebooks"])
 def test_examples_in_the_code_of_the_site_hold(site_module, module):
     outcome = doctest.testmod(site_module(module))
     assert outcome.attempted and not outcome.failed
@@ -107,6 +108,10 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
     assert "target_examples_per_step" in pages["recipe_keys.html"] and "<!-- keys" not in pages["recipe_keys.html"]
     assert "source/chatsft/optim/distributed.py.html" in pages["distributed.html"]
     assert "Return the factor on every learning rate" in re.sub(r"<[^>]+>", "", pages["reference/optim.html"])
+    notebook = pages["notebooks/masks.html"]
+    assert notebook.count("<svg") >= 3 and "49 tokens, 24 trained" in notebook and "../source/" not in notebook.split("This page is")[1]
+    assert 'href="notebooks/masks.html"' in pages["index.html"] and 'href="../concepts.html"' in notebook
+    assert (tmp_path / "notebooks" / "masks.ipynb").read_bytes() == (DOCS / "notebooks" / "masks.ipynb").read_bytes()
     missing = [page.stem for page in DOCS.glob("*.md") if f"{page.stem}.html" not in pages]
     assert missing == []
     assert [page.name for page in tmp_path.rglob("*.py")] == []
@@ -134,3 +139,34 @@ def test_a_link_to_a_file_that_is_not_there_fails_the_build(tmp_path):
         page.unlink()
     assert build.returncode == 1
     assert "recipes/nowhere.yaml, which does not exist" in build.stderr
+
+
+def test_a_notebook_becomes_a_page_with_its_code_and_all_that_it_shows(site_module, tmp_path):
+    outputs = [
+        nbformat.v4.new_output("stream", name="stdout", text="\033[92ma<b\033[0m\n\nc\n"),
+        nbformat.v4.new_output("display_data", data={"image/svg+xml": "<svg>\n\n</svg>", "text/plain": "a picture"}),
+        nbformat.v4.new_output("display_data", data={"text/html": "<i>d</i>", "text/plain": "d"}),
+        nbformat.v4.new_output("execute_result", execution_count=1, data={"text/plain": "[1, 2]"}),
+    ]
+    cells = [
+        nbformat.v4.new_markdown_cell("# Title\n\n[b](b.ipynb)"),
+        nbformat.v4.new_code_cell("run()", outputs=outputs),
+        nbformat.v4.new_code_cell("%%writefile a.yaml\na: 1"),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
+    page = site_module("notebook_pages").to_markdown(tmp_path / "a.ipynb")
+    parts = [
+        "# Title",
+        "```python\nrun()\n```",
+        '<span class="ansi-green-intense-fg">a&lt;b</span>\n\nc',
+        "<svg>\n\n</svg>",
+        "<i>d</i>",
+        "[1, 2]",
+    ]
+    places = [page.index(part) for part in [*parts, "```yaml\n%%writefile a.yaml\na: 1\n```", '<a href="a.ipynb" download>']]
+    assert places == sorted(places)
+    assert "a picture" not in page
+    assert (
+        site_module("pages").NOTEBOOK_LINK.sub(r"\1.md", "[b](b.ipynb#c) [d](https://e.org/f.ipynb)")
+        == "[b](b.md#c) [d](https://e.org/f.ipynb)"
+    )

@@ -5,10 +5,12 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from accelerate import PartialState
+
 from chatsft.evaluation.comparison import Difference
 from chatsft.evaluation.conversation_loss import ConversationReport
 from chatsft.evaluation.metrics import load_metric
-from chatsft.evaluation.task_evaluation import TaskReport
+from chatsft.evaluation.task_evaluation import EvaluationOptions, TaskReport
 
 
 @dataclass
@@ -23,6 +25,11 @@ class Results:
     reports: list[TaskReport] = field(default_factory=list)
     conversations: ConversationReport | None = None
     differences: list[Difference] = field(default_factory=list)
+
+
+def describe_run(checkpoint: str, options: EvaluationOptions) -> dict:
+    """Say how the numbers come about."""
+    return {"checkpoint": checkpoint, "options": asdict(options), "num_processes": PartialState().num_processes}
 
 
 def format_results(results: Results) -> str:

@@ -1,4 +1,4 @@
-"""What MkDocs does beside rendering docs/*.md: the tables of recipe keys, the API reference, links to files outside docs/.
+"""What MkDocs does beside rendering docs/*.md: the tables of recipe keys, the API reference, notebooks, links to files outside docs/.
 
 On a code host the same pages work without it: there a link to ../chatsft/train.py is the file.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
+from notebook_pages import to_markdown
 from recipe_keys import fill_tables
 
 logger = logging.getLogger("mkdocs.hooks.pages")  # a warning here fails a strict build
@@ -21,11 +22,15 @@ logger = logging.getLogger("mkdocs.hooks.pages")  # a warning here fails a stric
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "chatsft"
 LINK = re.compile(r"\]\((\.\./[^)\s#]*)(?:#[^)\s]*)?\)")
+NOTEBOOK_LINK = re.compile(r"(\]\((?![a-z]+:)[^)\s#]*)\.ipynb")
 FENCE = "`" * 8
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the API reference and a page for each file outside docs/ that a page links to, and complete the navigation."""
+    """Add pages for the notebooks, the API reference and files outside docs/ that a page links to, and complete the navigation."""
+    for notebook in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        page = notebook.src_uri.removesuffix(".ipynb") + ".md"
+        files.append(File.generated(config, page, content=to_markdown(Path(notebook.abs_src_path)), inclusion=InclusionLevel.INCLUDED))
     config.nav += list(more_pages(config.nav, files))
     reference = {f"reference/{name}.md": text for name, text in reference_pages()}
     for path, text in reference.items():
@@ -41,9 +46,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fill in the tables, and turn links out of docs/ to the pages that show those files."""
+    """Fill in the tables, and turn links to notebooks and out of docs/ to the pages that show those files."""
     folder = posixpath.dirname(page.file.src_uri)
-    markdown = fill_tables(markdown)
+    markdown = NOTEBOOK_LINK.sub(r"\1.md", fill_tables(markdown))
 
     def turn(link: re.Match) -> str:
         target = outside(link[1], page.file.src_uri)
