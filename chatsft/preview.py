@@ -23,6 +23,7 @@ from chatsft.inspection.statistics import count_by_source, count_shared
 from chatsft.inspection.tables import make_console, print_conversation, print_statistics
 from chatsft.model.loading import load_any_tokenizer
 from chatsft.model.tokenization_gpt import GPTTokenizer
+from chatsft.model.vision import add_image_tokens
 from chatsft.program import exit_code, recipe_parser
 from chatsft.recipe import Recipe, load_recipe
 
@@ -71,6 +72,8 @@ def preview(recipe: Recipe, num: int = IN_TERMINAL, stats: bool = False, html: P
     datasets.disable_progress_bars()
     data, console = recipe.data, make_console()
     tokenizer = load_any_tokenizer(recipe.model.model_name_or_path, recipe.model.tokenizer_path)
+    if recipe.model.vision_model is not None:
+        add_image_tokens(tokenizer, recipe.model.vision_model)
     mixture = load_conversations(data.train_mixture, recipe)
     counts_all = stats or html is not None
     shown = mixture if counts_all else mixture.select(range(min(num, len(mixture))))

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chatsft.inspection.statistics import Counts
 from chatsft.inspection.tables import COLUMNS, cells, describe_bands, percent
-from chatsft.inspection.tokens import Token, read_tokens, split_messages
+from chatsft.inspection.tokens import Token, fold_images, read_tokens, split_messages
 from chatsft.pages import save_page
 
 
@@ -64,7 +64,7 @@ def choose_rows(sources: Sequence[str], num: int) -> list[int]:
 def describe_card(row: dict, index: int, total: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict:
     """Return what the page shows of a conversation."""
     ids, mask = row["input_ids"][:max_length], row["assistant_masks"][:max_length]
-    numbered = list(enumerate(read_tokens(ids, mask, tokenizer)))
+    numbered = fold_images(enumerate(read_tokens(ids, mask, tokenizer)))
     places = iter(numbered)
     messages = [[next(places) for _ in message] for message in split_messages([token for _, token in numbered])]
     return {

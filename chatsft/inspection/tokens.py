@@ -1,11 +1,12 @@
 """A rendered conversation as tokens that people can read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from chatsft.model.conversation import PARTS
+from chatsft.model.conversation import IMAGE_TOKEN, PARTS
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 PIECE = "·"
@@ -37,6 +38,20 @@ def read_tokens(ids: Sequence[int], mask: Sequence[int], tokenizer: PreTrainedTo
         if is_special and text in CLOSINGS:
             part = ""
     return tokens
+
+
+def fold_images(tokens: Iterable[tuple[int, Token]]) -> list[tuple[int, Token]]:
+    """Leave one of the placeholders of an image, with their number.
+
+    >>> image = Token(7, "<|image|>", False, True, "image")
+    >>> [(place, token.text) for place, token in fold_images(enumerate([image, image, Token(1, "hi", False, False, "")]))]
+    [(0, '<|image|> x 2'), (2, 'hi')]
+    """
+    folded = []
+    for is_image, run in groupby(tokens, key=lambda numbered: numbered[1].special and numbered[1].text == IMAGE_TOKEN):
+        run = list(run)
+        folded += [(run[0][0], run[0][1]._replace(text=f"{IMAGE_TOKEN} x {len(run)}"))] if is_image else run
+    return folded
 
 
 def decode_each(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

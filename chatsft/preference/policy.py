@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from chatsft.adapters import add_adapter, base_fingerprint, check_adapter_arguments, quantization_options
-from chatsft.arguments import ModelArguments
+from chatsft.arguments import ModelArguments, RecipeError
 from chatsft.model.loading import load_model_and_tokenizer, load_tokenizer
 from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.model.tokenization_gpt import GPTTokenizer
@@ -34,6 +34,8 @@ class Policy(NamedTuple):
 def load_policy(model_args: ModelArguments, seed: int, with_reference: bool) -> Policy:
     """Load a model that answers in nanochat's chat format, or say why there is none."""
     check_adapter_arguments(model_args)
+    if model_args.vision_model is not None:
+        raise RecipeError("vision_model adds an encoder in chatsft.train; preferences and rewards are for text. Leave it out.")
     name, tokenizer_path = model_args.model_name_or_path, model_args.tokenizer_path
     load_tokenizer(name, tokenizer_path)  # another format is refused before gigabytes are read
     options = quantization_options(model_args) | {"attn_implementation": model_args.attn_implementation}
