@@ -78,7 +78,7 @@ def render_batch(batch: dict[str, list], indices: Sequence[int], tokenizer: PreT
                 read_image(url)
         except ConversationError as error:
             ids, mask, urls, problem = [], [], [], f"{name_place(batch, row, indices[row])}: {error}"
-        kept = tokenizer.whole_images(ids, 0, max_length) if urls else slice(max_length)
+        kept = first_tokens(ids, tokenizer, max_length)
         columns["input_ids"].append(ids[kept])
         columns["assistant_masks"].append(mask[kept])
         columns["is_truncated"].append(len(ids) > max_length)
@@ -86,6 +86,11 @@ def render_batch(batch: dict[str, list], indices: Sequence[int], tokenizer: PreT
         if with_images:
             columns["images"].append(urls[: ids[kept].count(tokenizer.convert_tokens_to_ids("<|image_end|>"))])
     return columns
+
+
+def first_tokens(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_length: int) -> slice:
+    """Return what a conversation keeps of its tokens: no more than max_length, and nothing from an image that this would cut on."""
+    return tokenizer.whole_images(ids, 0, max_length) if reads_images(tokenizer) else slice(max_length)
 
 
 def reads_images(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -52,6 +53,16 @@ def fold_images(tokens: Iterable[tuple[int, Token]]) -> list[tuple[int, Token]]:
         run = list(run)
         folded += [(run[0][0], run[0][1]._replace(text=f"{IMAGE_TOKEN} x {len(run)}"))] if is_image else run
     return folded
+
+
+def name_images(row: dict) -> str:
+    """Name the images of a rendered conversation, to go behind its own name.
+
+    >>> name_images({"images": ["/pets/cat.png", "data:image/png;base64,iVBORw0KGgo="]}), name_images({})
+    (', images: cat.png, a data URL', '')
+    """
+    names = ["a data URL" if url.startswith("data:") else Path(url).name for url in row.get("images", [])]
+    return f", images: {', '.join(names)}" if names else ""
 
 
 def decode_each(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

@@ -75,7 +75,7 @@ def load_config(folder: Path) -> GPTConfig | NanoChatConfig:
     classes = {kind.model_type: kind for kind in (GPTConfig, NanoChatConfig)}
     model_type = fields.get("model_type")
     if model_type == GPTVisionConfig.model_type:
-        raise SavedModelError(f"{folder} holds a model that reads images: nanochat has no encoder and no tokens for them.")
+        raise SavedModelError(f"{folder} holds a model that reads images: nanochat has no place for its encoder, projector and tokens.")
     if model_type not in classes:
         raise SavedModelError(
             f"{folder} holds a model of type {model_type}, which has no form in nanochat. Only {GPTConfig.model_type} (this package) "

@@ -50,8 +50,7 @@ def parameter_groups(
     the residual stream; further embeddings (learned positions) are treated as value embeddings. Stacked experts (three dimensions) are
     matrices to AdamW and an error under Muon.
 
-    The projector of a model that reads images, and its encoder where it is not frozen, step by AdamW at vision_lr, to which init_lr_frac
-    does not apply: it spares what pretraining has learned, and the projector is new.
+    What reads images, the projector and an encoder that is not frozen, steps by AdamW at vision_lr, whatever init_lr_frac is.
 
     Args:
         model: a causal language model with `get_input_embeddings` and `get_output_embeddings`, also one wrapped by peft.
