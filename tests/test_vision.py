@@ -4,10 +4,12 @@ import io
 import json
 import random
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState, GradientState
 
 from chatsft import serve
 from chatsft.chat import main as chat
@@ -19,6 +21,8 @@ from chatsft.optim.groups import parameter_groups
 from chatsft.preview import main as preview
 from chatsft.recipe import load_recipe
 from chatsft.train import main, train
+from chatsft.trainer import ChatTrainer
+from tests.tiny_runs import ShardedTrainer
 from tests.vision_models import COLOURS, QUICKSTART, answer, ask, data_url, save_encoder, save_square, save_text_model
 
 QUESTION = "What colour is the square?"
@@ -121,7 +125,7 @@ def test_a_text_model_is_shown_no_images(folder, capsys):
         chat([str(folder / "base_2025"), "--web", "--image", "a.png"])
 
 
-@pytest.mark.parametrize("year", [2025, 2026])
+@pytest.mark.parametrize("year", [pytest.param(2025, marks=pytest.mark.slow), 2026])
 def test_packed_or_padded_and_however_accumulated_the_losses_are_the_same(folder, tmp_path, year):
     base = f"model_name_or_path={folder / f'base_{year}'}"
     ways = [
@@ -134,6 +138,20 @@ def test_packed_or_padded_and_however_accumulated_the_losses_are_the_same(folder
     assert len(runs[0]) == 4
     for other in runs[1:]:
         assert other == pytest.approx(runs[0], rel=2e-5)
+
+
+def train_sharded(folder: Path, output: Path, sharding: str) -> list[float]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    with mock.patch("chatsft.train.ChatTrainer", ShardedTrainer if sharding == "fsdp2" else ChatTrainer):
+        return losses(run(folder, output, "packing=false"))
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
+def test_two_processes_of_which_one_has_no_image_train_as_one(two_processes, folder, tmp_path, sharding):
+    alone = losses(run(folder, tmp_path / "alone", "packing=false"))
+    for together in two_processes.run(train_sharded, folder, tmp_path / "together", sharding):
+        assert together == pytest.approx(alone, rel=2e-5)
 
 
 def test_the_validation_loss_is_the_training_loss_of_the_same_rows(folder, tmp_path):
@@ -182,7 +200,7 @@ def test_projector_and_encoder_step_by_adamw_at_a_rate_of_their_own(trained):
 def test_preview_shows_an_image_as_one_thing(folder, tmp_path, capsys):
     assert preview([str(folder / "recipe.yaml"), "output_dir=unused", "--num", "3"]) == 0
     shown = capsys.readouterr().out
-    assert "mixed.jsonl:3, 58 tokens, 8 trained, images: red.png, a data URL, blue.png" in shown
+    assert "mixed.jsonl:3, 40 tokens, 8 trained, images: red.png, a data URL, blue.png" in shown
     assert shown.count("<|image|>x4") == 4 and shown.count("<|image|>") == 4
     page = tmp_path / "preview.html"
     assert preview([str(folder / "recipe.yaml"), "output_dir=unused", "--html", str(page), "max_length=10"]) == 0

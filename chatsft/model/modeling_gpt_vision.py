@@ -101,6 +101,11 @@ class GPTForConditionalGeneration(GPTForCausalLM):
         "AutoModelForImageTextToText": "modeling_gpt_vision.GPTForConditionalGeneration",
     }
 
+    def __init__(self, config: GPTVisionConfig):
+        super().__init__(config)
+        kinds = {type(module).__name__ for module in self.modules()}  # encoders name layers that only some of them have
+        self._no_split_modules = [name for name in self._no_split_modules if name in kinds]
+
     def prepare_inputs_for_generation(self, input_ids, pixel_values=None, is_first_iteration=False, **kwargs) -> dict:
         """Hand images to the pass that reads the prompt, and to every pass where there is no cache."""
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
