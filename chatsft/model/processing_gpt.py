@@ -1,6 +1,6 @@
 """The tokenizer and the image processor of a model that reads images, as transformers' AutoProcessor gives them."""
 
-from transformers import BatchEncoding
+from transformers import BatchEncoding, BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from .conversation import image_urls, join_text_parts
@@ -23,9 +23,8 @@ class GPTProcessor(ProcessorMixin):
             return encoding
         is_batch = bool(conversation) and not isinstance(conversation[0], dict)
         urls = [url for chat in (conversation if is_batch else [conversation]) for url in image_urls(list(map(join_text_parts, chat)))]
-        if urls:
-            encoding["pixel_values"] = read_pixels(urls, self.image_processor)
-        return encoding
+        images = {"pixel_values": read_pixels(urls, self.image_processor)} if urls else {}
+        return BatchFeature({**encoding, **images})
 
 
 def read_pixels(urls: list[str], image_processor):

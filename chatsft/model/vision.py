@@ -82,10 +82,13 @@ def count_image_tokens(config: PreTrainedConfig, name: str = "") -> int:
 
 def load_processor(tokenizer: GPTTokenizer, name: str) -> GPTProcessor:
     """Load the image processor that belongs to an encoder or to a model with one, and join it with the tokenizer."""
-    if not is_vision_available():
-        raise VisionError("images need pillow, which is not installed: pip install 'chatsft[vision]'.")
     try:
+        if not is_vision_available():
+            raise ImportError("pillow is not installed")
         return GPTProcessor(AutoImageProcessor.from_pretrained(name), tokenizer)
+    except ImportError as error:
+        problem = " ".join(str(error).split())
+        raise VisionError(f"images need packages that are not installed: pip install 'chatsft[vision]' ({problem})") from error
     except Exception as error:
         raise VisionError(f"{name} has no image processor that loads: {error}") from error
 
