@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import re
 from pathlib import Path
 from unittest import mock
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
 
 from chatsft import serve
 from chatsft.chat import main as chat
@@ -22,6 +24,7 @@ from chatsft.preview import main as preview
 from chatsft.recipe import load_recipe
 from chatsft.train import main, train
 from chatsft.trainer import ChatTrainer
+from tests.clean_environment import make_clean_environment, run_clean
 from tests.tiny_runs import ShardedTrainer
 from tests.vision_models import COLOURS, QUICKSTART, answer, ask, data_url, save_encoder, save_square, save_text_model
 
@@ -206,6 +209,39 @@ def test_preview_shows_an_image_as_one_thing(folder, tmp_path, capsys):
     assert preview([str(folder / "recipe.yaml"), "output_dir=unused", "--html", str(page), "max_length=10"]) == 0
     text = page.read_text()
     assert "&lt;|image|&gt; x 4" in text and 'class="part image"' in text and "images: red.png" in text
+
+
+PROGRAM = """
+import sys, torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+try:
+    import chatsft
+    raise SystemExit("chatsft can be imported")
+except ImportError:
+    pass
+question = [{"role": "user", "content": [{"type": "image", "url": "photo.jpg"}, {"type": "text", "text": "What colour is the square?"}]}]
+processor = AutoProcessor.from_pretrained(NAME, trust_remote_code=True)
+inputs = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True, return_tensors="pt")
+for kind in (AutoModelForImageTextToText, AutoModelForCausalLM):
+    model = kind.from_pretrained(NAME, trust_remote_code=True)
+    written = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    print(type(model).__name__, processor.decode(written, skip_special_tokens=True))
+trunk = AutoModel.from_pretrained(NAME, trust_remote_code=True)
+print(type(trunk).__name__, bool(trunk(**inputs).last_hidden_state.isfinite().all()))
+"""
+
+
+@pytest.mark.slow
+def test_it_loads_by_its_own_code_and_the_cards_example_runs(folder, trained, tmp_path):
+    environment = make_clean_environment(tmp_path / "site", "pillow")
+    Image.open(folder / "blue.png").save(tmp_path / "photo.jpg", quality=95)
+    card = (trained / "README.md").read_text()
+    assert "pipeline_tag: image-text-to-text" in card
+    [example] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    output = run_clean(environment, PROGRAM.replace("NAME", repr(str(trained))) + example, tmp_path, HF_HUB_OFFLINE="1")
+    *lines, from_pipeline = output.splitlines()
+    assert lines == ["GPTForConditionalGeneration It is blue.", "GPTForConditionalGeneration It is blue.", "GPTVisionModel True"]
+    assert from_pipeline
 
 
 def test_what_no_other_program_can_do_with_images_is_refused_with_the_reason(folder, trained, tmp_path, capsys):
