@@ -38,6 +38,7 @@ def add_encoder(model: PreTrainedModel, tokenizer: GPTTokenizer, vision_model: s
         encoder = AutoModel.from_pretrained(vision_model, config=load_encoder_config(vision_model), dtype=model.dtype)
     except Exception as error:
         raise VisionError(f"vision_model {vision_model} does not load: {error}") from error
+    encoder.config._name_or_path = ""  # a folder of this machine, as often as not
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     own = ("model_type", "architectures", "auto_map", "transformers_version")
     fields = {name: value for name, value in model.config.to_dict().items() if name not in own}

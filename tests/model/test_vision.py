@@ -6,6 +6,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, 
 from transformers.cache_utils import StaticCache
 
 from chatsft.evaluation.model_copy import copy_for_evaluation
+from chatsft.generation.custom_generate import decode
 from chatsft.generation.tool_use import generate_completions
 from chatsft.model.configuration_gpt_vision import GPTVisionConfig
 from chatsft.model.loading import load_model_and_tokenizer, load_tokenizer
@@ -147,6 +148,7 @@ def test_completions_take_the_images_of_one_prompt(reader, pictures):
     )
     expected = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, len(ids) :].tolist()
     assert completion == expected
+    assert model.generate(**inputs, max_new_tokens=6, do_sample=False, custom_generate=decode)[0, len(ids) :].tolist() == expected
     with pytest.raises(ValueError, match="pixel_values belong to one prompt of at most 122 tokens, not to 2 of"):
         generate_completions(model, processor.tokenizer, [ids, ids], max_new_tokens=6, pixel_values=inputs["pixel_values"])
     with pytest.raises(ValueError, match="hold 4 image placeholders, but the images give 0 vectors"):

@@ -40,6 +40,7 @@ def save_encoder(folder: str) -> None:
 
 if __name__ == "__main__":
     draw = random.Random(0)
-    save_conversations("train", 400, draw)
+    save_conversations("train", 320, draw)
     save_conversations("test", 100, draw)
     save_encoder("encoder")
+    print("Wrote train.jsonl, test.jsonl, their pictures and the encoder")
