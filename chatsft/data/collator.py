@@ -94,7 +94,10 @@ class PaddingCollator:
 
 
 class ImageCollator:
-    """Read the images of rows now, and give them beside what another collator makes of the rows, in the order of their placeholders."""
+    """Read the images of rows now, and give them beside what another collator makes of the rows, in the order of their placeholders.
+
+    There are as many as the rows have. What is compiled, the layers, sees them as embeddings, whose shape is that of the tokens.
+    """
 
     def __init__(self, collator: Callable[[Sequence[dict]], dict], image_processor: BaseImageProcessor):
         self.collator, self.image_processor = collator, image_processor

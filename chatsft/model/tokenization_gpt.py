@@ -201,9 +201,9 @@ class GPTTokenizer(PreTrainedTokenizerFast):
         """
         green, red, gray, reset = "\033[92m", "\033[91m", "\033[90m", "\033[0m"
         tokens, image_id, count = [], self.get_added_vocab().get(IMAGE_TOKEN), 0
-        for token_id, trained, following in zip(ids, mask, [*ids[1:], None], strict=True):
+        for place, (token_id, trained) in enumerate(zip(ids, mask, strict=True), 1):
             count += 1
-            if token_id == following == image_id:
+            if token_id == image_id and ids[place : place + 1] == [image_id]:
                 continue
             number = f"x{count}" if token_id == image_id else ""
             tokens.append(f"{green if trained else red}{self.decode([token_id])}{number}{reset}")

@@ -34,10 +34,11 @@ class Policy(NamedTuple):
 def load_policy(model_args: ModelArguments, seed: int, with_reference: bool) -> Policy:
     """Load a model that answers in nanochat's chat format, or say why there is none."""
     check_adapter_arguments(model_args)
-    if model_args.vision_model is not None:
-        raise RecipeError("vision_model adds an encoder in chatsft.train; preferences and rewards are for text. Leave it out.")
     name, tokenizer_path = model_args.model_name_or_path, model_args.tokenizer_path
-    load_tokenizer(name, tokenizer_path)  # another format is refused before gigabytes are read
+    reads_images = load_tokenizer(name, tokenizer_path).num_image_tokens > 0  # another format is refused before gigabytes are read
+    if reads_images or model_args.vision_model is not None:
+        reader = name if reads_images else "vision_model"
+        raise RecipeError(f"{reader} reads images, but preferences and rewards are for models that read text only.")
     options = quantization_options(model_args) | {"attn_implementation": model_args.attn_implementation}
     model, tokenizer = load_model_and_tokenizer(name, tokenizer_path, **options)
     reference = copy.deepcopy(model).requires_grad_(False) if with_reference else None
