@@ -250,8 +250,9 @@ def test_what_no_other_program_can_do_with_images_is_refused_with_the_reason(fol
     assert serve.main([str(trained)]) == 2
     assert "reads images, which this server does not take" in capsys.readouterr().err
     recipe = str(QUICKSTART.parent / "quickstart_dpo.yaml")
-    for override, reader in ((f"vision_model={folder / 'encoder'}", "vision_model"), (f"model_name_or_path={trained}", str(trained))):
-        assert dpo([recipe, override, f"output_dir={tmp_path}", "use_cpu=true"]) == 2
+    for overrides, reader in (([QUICKSTART, folder / "encoder"], "vision_model"), ([trained, "null"], str(trained))):
+        names = [f"{key}={value}" for key, value in zip(("model_name_or_path", "vision_model"), overrides, strict=True)]
+        assert dpo([recipe, *names, f"output_dir={tmp_path}", "use_cpu=true"]) == 2
         assert f"{reader} reads images, but preferences and rewards are for models that read text only" in capsys.readouterr().err
 
 
