@@ -17,6 +17,7 @@ from chatsft import serve
 from chatsft.chat import main as chat
 from chatsft.convert import convert_to_nanochat
 from chatsft.dpo import main as dpo
+from chatsft.inspection.token_picture import draw_tokens
 from chatsft.model.loading import load_model_and_tokenizer
 from chatsft.model.vision import load_processor
 from chatsft.optim.groups import parameter_groups
@@ -208,7 +209,7 @@ def test_preview_shows_an_image_as_one_thing(folder, tmp_path, capsys):
     page = tmp_path / "preview.html"
     assert preview([str(folder / "recipe.yaml"), "output_dir=unused", "--html", str(page), "max_length=10"]) == 0
     text = page.read_text()
-    assert "&lt;|image|&gt; x 4" in text and 'class="part image"' in text and "images: red.png" in text
+    assert "&lt;|image|&gt;x4" in text and 'class="part image"' in text and "images: red.png" in text
 
 
 PROGRAM = """
@@ -242,6 +243,12 @@ def test_it_loads_by_its_own_code_and_the_cards_example_runs(folder, trained, tm
     *lines, from_pipeline = output.splitlines()
     assert lines == ["GPTForConditionalGeneration It is blue.", "GPTForConditionalGeneration It is blue.", "GPTVisionModel True"]
     assert from_pipeline
+
+
+def test_a_picture_of_the_tokens_has_an_image_as_one_too(folder, trained):
+    _, tokenizer = load_model_and_tokenizer(str(trained))
+    ids, mask = tokenizer.render_conversation({"messages": [ask("a.png", "b.png"), answer("Red.")]})
+    assert draw_tokens(ids, mask, tokenizer).count("&lt;|image|&gt;x4") == 2
 
 
 def test_what_no_other_program_can_do_with_images_is_refused_with_the_reason(folder, trained, tmp_path, capsys):

@@ -46,12 +46,12 @@ def fold_images(tokens: Iterable[tuple[int, Token]]) -> list[tuple[int, Token]]:
 
     >>> image = Token(7, "<|image|>", False, True, "image")
     >>> [(place, token.text) for place, token in fold_images(enumerate([image, image, Token(1, "hi", False, False, "")]))]
-    [(0, '<|image|> x 2'), (2, 'hi')]
+    [(0, '<|image|>x2'), (2, 'hi')]
     """
     folded = []
     for is_image, run in groupby(tokens, key=lambda numbered: numbered[1].special and numbered[1].text == IMAGE_TOKEN):
         run = list(run)
-        folded += [(run[0][0], run[0][1]._replace(text=f"{IMAGE_TOKEN} x {len(run)}"))] if is_image else run
+        folded += [(run[0][0], run[0][1]._replace(text=f"{IMAGE_TOKEN}x{len(run)}"))] if is_image else run
     return folded
 
 
