@@ -24,6 +24,8 @@ class ModelArguments:
         model_name_or_path: a save_pretrained folder, a Hub id, or a nanochat checkpoint folder.
         tokenizer_path: a tokenizer of its own; needed for a nanochat checkpoint (the folder of tokenizer.pkl).
         load_optimizer: go on with the momenta of nanochat's pretraining, from the optim_*_rank*.pt beside a nanochat checkpoint (2026).
+        vision_model: a vision encoder, as google/siglip-base-patch16-224, to put in front of a model that reads text only; it stays frozen,
+            and a projector behind it is trained. A saved model that reads images has its own.
         attn_implementation: attention backend; by default "varlen" when packing and "sdpa" otherwise, where the model allows it.
         lora_r: rank of a LoRA adapter, trained in place of the weights; None trains the weights.
         lora_alpha: scale of the adapter, which counts lora_alpha / lora_r.
@@ -39,6 +41,7 @@ class ModelArguments:
     model_name_or_path: str
     tokenizer_path: str | None = None
     load_optimizer: bool = False
+    vision_model: str | None = None
     attn_implementation: str | None = None
     lora_r: int | None = None
     lora_alpha: int = 32
@@ -59,6 +62,9 @@ class ModelArguments:
             raise RecipeError(f"lora_r is {self.lora_r}; it must be at least 1.")
         if self.load_optimizer and self.lora_r is not None:
             raise RecipeError("load_optimizer has nothing to load for an adapter, which pretraining did not have. Leave it out.")
+        if self.vision_model is not None and (self.load_optimizer or self.lora_r is not None):
+            other = "load_optimizer" if self.load_optimizer else "lora_r"
+            raise RecipeError(f"vision_model adds weights that {other} knows nothing of. Leave one of them out.")
         if self.merge_adapter and self.load_in_4bit:
             raise RecipeError("merge_adapter cannot merge into a base of four bits. Leave one of merge_adapter and load_in_4bit out.")
 
@@ -115,7 +121,8 @@ class RunArguments:
         unembedding_lr: rate of the head, scaled likewise.
         lora_optimizer: the optimizer of an adapter in place of `optimizer`; Muon only if asked for here.
         scalar_lr: rate of the 2026 scalars; norms and biases of other models, and magnitudes of DoRA, get 0.01 of it.
-        init_lr_frac: factor on every rate.
+        vision_lr: rate of the projector between a vision encoder and the model, which init_lr_frac leaves as it is.
+        init_lr_frac: factor on every other rate.
         warmdown_ratio: share of the updates over which the rates fall; 1 is nanochat's linear decay of 2025.
         final_lr_frac: what the rates fall to.
         muon_precision: "bfloat16" or "float32" for Muon's matrix products; by default bfloat16 on a GPU.
@@ -130,6 +137,7 @@ class RunArguments:
     embedding_lr: float = 0.2
     unembedding_lr: float = 0.004
     scalar_lr: float = 0.5
+    vision_lr: float = 0.001
     init_lr_frac: float = 1.0
     warmdown_ratio: float = 1.0
     final_lr_frac: float = 0.0

@@ -9,13 +9,16 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from chatsft.arguments import ChatArguments, DataArguments, RecipeError
-from chatsft.data.collator import EvaluationCollator, FlatteningCollator, PaddingCollator
+from chatsft.data.collator import EvaluationCollator, FlatteningCollator, ImageCollator, PaddingCollator
 from chatsft.data.mixture import load_mixture
 from chatsft.data.packing import ConversationRows, conversation_lengths, fill_up, pack_rows, pack_steps, shuffle_rows, single_rows
 from chatsft.data.rendering import render_dataset, supervision_statistics
 from chatsft.model.head_loss import chunk_size
+from chatsft.model.processing_gpt import GPTProcessor
 from chatsft.plan import Batching
 from chatsft.recipe import Recipe
+
+Collator = EvaluationCollator | FlatteningCollator | PaddingCollator
 
 EVALUATED_TOGETHER = 16
 """Batches of the validation loss that go through the model at a time; which conversations make a batch is the recipe's."""
@@ -25,7 +28,7 @@ class Batches(NamedTuple):
     """A dataset of rows in training order, what collates them, and how many micro-batches make a step."""
 
     dataset: Dataset
-    collator: FlatteningCollator | PaddingCollator
+    collator: Collator
     gradient_accumulation_steps: int
 
 
@@ -105,6 +108,11 @@ def plan_evaluation(rendered: datasets.Dataset, args: ChatArguments, pad_token_i
         rows = [list(range(first, min(first + size, len(rendered)))) for first in range(0, len(rendered), size)]
         collator = EvaluationCollator(pad_token_id)
     return Batches(ConversationRows(rendered, fill_up(rows, args.per_device_eval_batch_size * args.world_size)), collator, 1)
+
+
+def with_images(collator: Collator, processor: GPTProcessor | None) -> Collator | ImageCollator:
+    """Let a collator read images, for a model that does."""
+    return collator if processor is None else ImageCollator(collator, processor.image_processor)
 
 
 def data_fingerprint(rendered: datasets.Dataset, data: DataArguments) -> str:

@@ -2,6 +2,7 @@
 
 chatsft chat CHECKPOINT
 chatsft chat CHECKPOINT --prompt "How many r are in strawberry?" --temperature 0
+chatsft chat CHECKPOINT --image photo.jpg --prompt "What is this?"
 chatsft chat CHECKPOINT --web [--compare OTHER_CHECKPOINT]
 """
 
@@ -35,6 +36,8 @@ def chat(options: argparse.Namespace) -> None:
         return serve_page(speakers, settings, options)
     [speaker] = speakers
     terminal = TerminalChat(speaker, speaker.start(settings, options.system), settings)
+    for path in options.image:
+        terminal.add_image(path)
     if options.prompt is None:
         terminal.run()
     else:
@@ -71,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", help="folder written by save_pretrained, Hub id, or nanochat checkpoint folder")
     parser.add_argument("--tokenizer_path", help="another tokenizer; for a nanochat checkpoint the folder of tokenizer.pkl")
     parser.add_argument("--prompt", help="answer this once, to stdout, and exit")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="show it with the first message; may be repeated")
     parser.add_argument("--system", default="", metavar="TEXT", help="a system text, put in front of the first message")
     add_answer_settings(parser)
     parser.add_argument("--device", type=_usable_device, default=_default_device(), help="default: %(default)s")
@@ -89,6 +93,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--temperature and --top_k may be 0 or more, --max_new_tokens 1 or more")
     if options.web and options.prompt is not None:
         parser.error("--prompt is answered in the terminal; leave out one of --web and --prompt")
+    if options.web and options.image:
+        parser.error("--image is shown in the terminal; leave out one of --web and --image")
     if options.compare and not options.web:
         parser.error("--compare shows two models side by side on the page; add --web")
     check_penalties(parser, options)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -32,6 +33,18 @@ CURVES = {"training loss": "loss", "validation loss": "eval_loss"}
 RESULTS_HEADING, USE_HEADING = "## Results", "## Use"
 
 
+class Use(NamedTuple):
+    """How transformers is asked: its name for the task, and a message as code."""
+
+    task: str
+    argument: str
+    content: str
+
+
+TEXT_USE = Use("text-generation", "messages", "'Hello! Who are you?'")
+IMAGE_USE = Use("image-text-to-text", "text=messages", "[{'type': 'image', 'url': 'photo.jpg'}, {'type': 'text', 'text': 'What is this?'}]")
+
+
 def save_model_card(
     folder: str | Path,
     recipe: Recipe,
@@ -40,6 +53,7 @@ def save_model_card(
     name: str,
     ships_code: bool = True,
     curves: Mapping[str, str] = CURVES,
+    use: Use = TEXT_USE,
 ) -> None:
     """Write README.md, recipe.yaml (overrides applied) and curves.svg into the folder of a trained model.
 
@@ -49,6 +63,7 @@ def save_model_card(
         name: what from_pretrained takes: the Hub id, or the folder.
         ships_code: whether the code of the model is saved with it, as it is for models of this package.
         curves: what is drawn: label to key of the log.
+        use: what the model takes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,11 +76,11 @@ def save_model_card(
         base_model=_hub_id(recipe.model.model_name_or_path),
         datasets=_datasets(row_counts),
         library_name="transformers" if recipe.model.lora_r is None else "peft",
-        pipeline_tag="text-generation",
+        pipeline_tag=use.task,
         tags=["nanochat", "chatsft", "conversational"],
         eval_results=results or None,
     )
-    body = _body(recipe, row_counts, results, name, ships_code, " and ".join(curves))
+    body = _body(recipe, row_counts, results, _title(name), " and ".join(curves), _usage(name, ships_code, use))
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}").save(folder / CARD_FILE)
 
 
@@ -139,11 +154,11 @@ def _datasets(row_counts: Mapping[str, int]) -> list[str] | None:
     return sorted({hub_id for hub_id in known if hub_id}) or None
 
 
-def _body(recipe: Recipe, row_counts: Mapping[str, int], results: list[EvalResult], name: str, ships_code: bool, caption: str) -> str:
+def _body(recipe: Recipe, row_counts: Mapping[str, int], results: list[EvalResult], title: str, caption: str, usage: list[str]) -> str:
     settings = {key: value for key, value in recipe.settings.items() if key not in (*SECRETS, *NOT_LISTED)}
     base = settings["model_name_or_path"]
     lines = [
-        f"# {_title(name)}",
+        f"# {title}",
         "",
         f"A chat model made from {base} with chatsft {__version__}. `{RECIPE_FILE}` is the recipe of the run.",
         "",
@@ -161,7 +176,7 @@ def _body(recipe: Recipe, row_counts: Mapping[str, int], results: list[EvalResul
         "",
         *_results_table(results),
         "",
-        *_usage(name, ships_code),
+        *usage,
     ]
     return "\n".join(lines) + "\n"
 
@@ -181,7 +196,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *cells)]
 
 
-def _usage(name: str, ships_code: bool) -> list[str]:
+def _usage(name: str, ships_code: bool, use: Use) -> list[str]:
     trust = ", trust_remote_code=True" if ships_code else ""
     explanation = [
         "The code of the model is in this repository, which is what `trust_remote_code=True` agrees to run.",
@@ -193,9 +208,9 @@ def _usage(name: str, ships_code: bool) -> list[str]:
         "```python",
         "from transformers import pipeline",
         "",
-        f"chat = pipeline('text-generation', model={name!r}{trust})",
-        "messages = [{'role': 'user', 'content': 'Hello! Who are you?'}]",
-        "print(chat(messages, max_new_tokens=64)[0]['generated_text'][-1]['content'])",
+        f"chat = pipeline({use.task!r}, model={name!r}{trust})",
+        f"messages = [{{'role': 'user', 'content': {use.content}}}]",
+        f"print(chat({use.argument}, max_new_tokens=64)[0]['generated_text'][-1]['content'])",
         "```",
         *(["", *explanation] if ships_code else []),
     ]

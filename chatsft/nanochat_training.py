@@ -40,6 +40,7 @@ class NanochatTraining:
                 embedding_lr=args.embedding_lr,
                 unembedding_lr=args.unembedding_lr,
                 scalar_lr=args.scalar_lr,
+                vision_lr=args.vision_lr,
                 weight_decay=args.weight_decay,
                 init_lr_frac=args.init_lr_frac,
                 precision=args.muon_precision,

@@ -16,13 +16,15 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from chatsft.batches import load_conversations
-from chatsft.data.rendering import render_dataset
+from chatsft.data.rendering import first_tokens, render_dataset
 from chatsft.inspection.advice import advise
 from chatsft.inspection.page import save_preview_page
 from chatsft.inspection.statistics import count_by_source, count_shared
 from chatsft.inspection.tables import make_console, print_conversation, print_statistics
+from chatsft.inspection.tokens import name_images
 from chatsft.model.loading import load_any_tokenizer
 from chatsft.model.tokenization_gpt import GPTTokenizer
+from chatsft.model.vision import add_image_tokens
 from chatsft.program import exit_code, recipe_parser
 from chatsft.recipe import Recipe, load_recipe
 
@@ -71,6 +73,8 @@ def preview(recipe: Recipe, num: int = IN_TERMINAL, stats: bool = False, html: P
     datasets.disable_progress_bars()
     data, console = recipe.data, make_console()
     tokenizer = load_any_tokenizer(recipe.model.model_name_or_path, recipe.model.tokenizer_path)
+    if recipe.model.vision_model is not None:
+        add_image_tokens(tokenizer, recipe.model.vision_model)
     mixture = load_conversations(data.train_mixture, recipe)
     counts_all = stats or html is not None
     shown = mixture if counts_all else mixture.select(range(min(num, len(mixture))))
@@ -100,8 +104,9 @@ def keep_rendered(mixture: datasets.Dataset, rendered: datasets.Dataset) -> data
 
 def describe(row: dict, index: int, total: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[str, str]:
     """Write where a rendered conversation comes from and its size, and its tokens in color."""
-    ids, mask = row["input_ids"][:max_length], row["assistant_masks"][:max_length]
-    head = f"{index + 1} of {total}: {row['origin']}, {len(ids)} tokens, {sum(mask)} trained"
+    kept = first_tokens(row["input_ids"], tokenizer, max_length)
+    ids, mask = row["input_ids"][kept], row["assistant_masks"][kept]
+    head = f"{index + 1} of {total}: {row['origin']}, {len(ids)} tokens, {sum(mask)} trained{name_images(row)}"
     return head, GPTTokenizer.visualize_tokenization(tokenizer, ids, mask)
 
 

@@ -73,6 +73,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), arguments: tupl
         raise RecipeError(f"{path}: loss_average micro_batch has no meaning for packed rows. Set packing: false, or loss_average: token.")
     recipe.model.model_name_or_path = _beside(recipe.folder, recipe.model.model_name_or_path)
     recipe.model.tokenizer_path = _beside(recipe.folder, recipe.model.tokenizer_path)
+    recipe.model.vision_model = _beside(recipe.folder, recipe.model.vision_model)
     recipe.data.data_root = _beside(recipe.folder, recipe.data.data_root)
     return recipe
 

@@ -10,7 +10,8 @@ from chatsft.adapters import save_base_record, save_merged
 from chatsft.callbacks import leave_console
 from chatsft.environment import describe_environment, save_environment
 from chatsft.model.modeling_gpt import GPTForCausalLM
-from chatsft.model_card import CURVES, RECIPE_FILE, recipe_text, save_model_card
+from chatsft.model.vision import reads_images
+from chatsft.model_card import CURVES, IMAGE_USE, RECIPE_FILE, TEXT_USE, recipe_text, save_model_card
 from chatsft.nanochat_origin import Origin
 from chatsft.recipe import Recipe
 from chatsft.resumable_trainer import ResumableTrainer
@@ -75,7 +76,8 @@ def save_run(
         logs = [{key: log[key] for key in ("step", *curves.values()) if key in log} for log in logs]
     if is_first:
         name, ships_code = trainer.hub_model_id or folder, isinstance(trainer.model, GPTForCausalLM)
-        save_model_card(folder, recipe, row_counts, logs, name, ships_code, curves or CURVES)
+        use = IMAGE_USE if reads_images(trainer.model) else TEXT_USE
+        save_model_card(folder, recipe, row_counts, logs, name, ships_code, curves or CURVES, use)
     trainer.save_state()
     if is_first:
         save_base_record(folder, fingerprint)

@@ -42,8 +42,9 @@ class ThroughputMeter:
 
 
 def count_matmul_parameters(model: nn.Module) -> int:
-    """Count the weights of every linear layer, the head included."""
-    return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    """Count the weights of every linear layer, the head included; not those of an encoder of images, through which no text goes."""
+    layers = [module for name, module in model.named_modules() if isinstance(module, nn.Linear) and "vision_tower" not in name]
+    return sum(layer.weight.numel() for layer in layers)
 
 
 def peak_flops() -> float | None:

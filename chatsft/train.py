@@ -22,7 +22,7 @@ from chatsft.adapters import (
     quantization_options,
 )
 from chatsft.arguments import DataArguments, ModelArguments, RecipeError
-from chatsft.batches import data_fingerprint, describe_batches, load_rendered, plan_batches, plan_evaluation
+from chatsft.batches import data_fingerprint, describe_batches, load_rendered, plan_batches, plan_evaluation, with_images
 from chatsft.callbacks import FinalEvaluation, set_verbosity
 from chatsft.evaluation.task_selection import select_tasks
 from chatsft.health_warnings import HealthWarnings
@@ -31,6 +31,7 @@ from chatsft.model.loading import load_model_and_tokenizer
 from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.model.packed_attention import prepare_attention
 from chatsft.model.tokenization_gpt import GPTTokenizer
+from chatsft.model.vision import add_encoder, add_image_tokens, freeze_encoder, load_processor, reads_images
 from chatsft.nanochat_origin import find_origin
 from chatsft.plan import describe_plan
 from chatsft.program import recipe_parser, run_recipe
@@ -56,13 +57,14 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
     args, data = recipe.training, recipe.data
     set_verbosity(args.process_index == 0)
     warm_start = plan_warm_start(recipe.model, args.optimizer)
-    model, tokenizer = load_model(recipe.model, data)
+    model, tokenizer = load_model(recipe.model, data, args.seed)
+    processor = load_processor(tokenizer, recipe.model.vision_model or recipe.model.model_name_or_path) if reads_images(model) else None
     with args.main_process_first(desc="data"):
         eval_tasks = load_eval_tasks(recipe, tokenizer) if args.eval_tasks else {}
         train_rendered = load_rendered("train_mixture", data.train_mixture, recipe, tokenizer)
         eval_rendered = load_rendered("eval_mixture", data.eval_mixture, recipe, tokenizer) if data.eval_mixture else None
     fingerprint = base_fingerprint(model, recipe.model)
-    origin = find_origin(recipe.model.model_name_or_path) if isinstance(model, GPTForCausalLM) else None
+    origin = find_origin(recipe.model.model_name_or_path) if isinstance(model, GPTForCausalLM) and processor is None else None
     if recipe.model.lora_r is not None:
         set_seed(args.seed)
         model = add_adapter(model, tokenizer, recipe.model)
@@ -80,9 +82,9 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
         args=args,
         train_dataset=batches.dataset,
         eval_dataset=evaluation and evaluation.dataset,
-        data_collator=batches.collator,
-        eval_data_collator=evaluation and evaluation.collator,
-        processing_class=tokenizer,
+        data_collator=with_images(batches.collator, processor),
+        eval_data_collator=evaluation and with_images(evaluation.collator, processor),
+        processing_class=processor or tokenizer,
         data_fingerprint=data_fingerprint(train_rendered, data),
         callbacks=[console, FinalEvaluation, HealthWarnings, *warm_start, *callbacks],
     )
@@ -92,8 +94,12 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
     return trainer
 
 
-def load_model(model_args: ModelArguments, data: DataArguments):
-    """Load model and tokenizer, choose the attention and check that rows of max_length fit the model."""
+def load_model(model_args: ModelArguments, data: DataArguments, seed: int):
+    """Load model and tokenizer, choose the attention and check that rows of max_length fit the model.
+
+    Args:
+        seed: of the weights that are new, where an encoder of images is added.
+    """
     check_adapter_arguments(model_args)
     name, attention = model_args.model_name_or_path, model_args.attn_implementation
     options = quantization_options(model_args)
@@ -101,6 +107,14 @@ def load_model(model_args: ModelArguments, data: DataArguments):
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and data.max_length > longest:
         raise RecipeError(f"max_length is {data.max_length}, but {name} was trained on at most {longest} tokens.")
+    if model_args.vision_model is not None:
+        add_image_tokens(tokenizer, model_args.vision_model)
+        set_seed(seed)
+        model = add_encoder(model, tokenizer, model_args.vision_model)
+    if reads_images(model):
+        if model_args.lora_r is not None:
+            raise RecipeError(f"lora_r adapts models that read text only, but {name} reads images. Leave it out.")
+        freeze_encoder(model)
     prepare_attention(model, attention, data.packing)
     return model, tokenizer
 

@@ -25,10 +25,10 @@ def required_distributions(names: list[str]) -> set[str]:
     return found
 
 
-def make_clean_environment(folder: Path) -> Path:
-    """Link the files of torch, transformers and their requirements into a folder of their own."""
+def make_clean_environment(folder: Path, *more: str) -> Path:
+    """Link the files of torch, transformers, more distributions and their requirements into a folder of their own."""
     folder.mkdir()
-    for name in required_distributions(["torch", "transformers"]):
+    for name in required_distributions(["torch", "transformers", *more]):
         distribution = importlib.metadata.distribution(name)
         for top in {file.parts[0] for file in distribution.files if file.parts[0] not in ("..", "__pycache__")}:
             if not (folder / top).exists():

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import chatsft  # noqa: F401, registers the Auto classes
 from chatsft.convert import convert_to_hf, main
+from chatsft.model.conversation import CHAT_TEMPLATE
 from chatsft.model.nanochat_checkpoint import load_nanochat_checkpoint, load_nanochat_model
-from chatsft.model.tokenization_gpt import CHAT_TEMPLATE, GPTTokenizer
+from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.nanochat_origin import EXTRA_FILE
 from tests.model.oracle import FIXTURES
 

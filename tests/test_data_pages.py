@@ -15,7 +15,7 @@ from tests.test_hub import hub_environment
 
 DOCS = Path(__file__).parents[1] / "docs"
 EXAMPLES = DOCS.parent / "recipes" / "examples"
-PAGES = {"data.md": "file", "data_file.md": "file", "data_hub.md": "hub", "data_task.md": "task"}
+PAGES = {"data.md": "file", "data_file.md": "file", "data_hub.md": "hub", "data_task.md": "task", "images.md": "images"}
 BLOCK = re.compile(r'^```(\w+)(?: title="(.*?)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 
 
@@ -44,7 +44,7 @@ def test_lines_are_found_in_their_order(shown, is_said):
 @pytest.mark.parametrize(("page", "folder"), PAGES.items())
 def test_a_page_shows_the_files_of_its_example(page, folder):
     shown = {name: text for _, name, text in blocks(page) if name}
-    assert len(shown) == {"data.md": 0, "data_hub.md": 3}.get(page, 2)
+    assert len(shown) == {"data.md": 0, "data_hub.md": 3, "images.md": 3}.get(page, 2)
     for name, text in shown.items():
         assert text == (EXAMPLES / folder / name).read_text(), name
 

@@ -1,9 +1,12 @@
 """The collate stage: rows become the tensors of one micro-batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from transformers import BaseImageProcessor
+
+from chatsft.model.processing_gpt import read_pixels
 
 IGNORED = -100
 
@@ -88,6 +91,20 @@ class PaddingCollator:
             "labels": torch.from_numpy(np.stack([_pad(row["labels"], longest, IGNORED) for row in rows])),
             "num_tokens": sum(len(row["input_ids"]) for row in rows),
         }
+
+
+class ImageCollator:
+    """Read the images of rows now, and give them beside what another collator makes of the rows, in the order of their placeholders.
+
+    There are as many as the rows have. What is compiled, the layers, sees them as embeddings, whose shape is that of the tokens.
+    """
+
+    def __init__(self, collator: Callable[[Sequence[dict]], dict], image_processor: BaseImageProcessor):
+        self.collator, self.image_processor = collator, image_processor
+
+    def __call__(self, rows: Sequence[dict]) -> dict:
+        urls = [url for row in rows for url in row["images"]]
+        return self.collator(rows) | ({"pixel_values": read_pixels(urls, self.image_processor)} if urls else {})
 
 
 def _pad(values: np.ndarray, length: int, filler: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import datasets
 
 from chatsft.data.formats import to_messages
+from chatsft.model.conversation import has_image
 from chatsft.tasks.json_lines import file_fingerprint, parse_line, read_lines, replace_lone_surrogates
 from chatsft.tasks.registry import create_task
 from chatsft.tasks.task import Task
@@ -83,7 +84,7 @@ class FileConversations:
     @cached_property
     def rows(self) -> list[Row]:
         return [
-            Row(origin, [], problem=problem) if problem else read_row(value, self.columns, origin)
+            Row(origin, [], problem=problem) if problem else read_row(value, self.columns, origin, self.path.parent)
             for origin, value, problem in read_values(self.path)
         ]
 
@@ -95,14 +96,14 @@ class FileConversations:
 class TableConversations:
     """The conversations of a dataset, one per row."""
 
-    def __init__(self, rows: datasets.Dataset, columns: dict | None, source: str):
-        self.rows, self.columns, self.source = rows, columns, source
+    def __init__(self, rows: datasets.Dataset, columns: dict | None, source: str, folder: Path = Path()):
+        self.rows, self.columns, self.source, self.folder = rows, columns, source, folder
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def read(self, index: int) -> Row:
-        return read_row(self.rows[index], self.columns, f"{self.source}[{index}]")
+        return read_row(self.rows[index], self.columns, f"{self.source}[{index}]", self.folder)
 
     def list_bad_rows(self) -> list[Row]:
         """Return none: only the rows that are used are looked at, because a dataset may be large."""
@@ -168,15 +169,29 @@ def element_lines(text: str) -> list[int]:
     return lines
 
 
-def read_row(value: object, columns: dict | None, origin: str) -> Row:
-    """Find the messages, or the raw text, in a line or row and check them."""
+def read_row(value: object, columns: dict | None, origin: str, folder: Path) -> Row:
+    """Find the messages, or the raw text, in a line or row and check them; paths of images count from `folder`."""
     try:
         mapped = to_messages(value, columns)
         if not isinstance(mapped.messages, str):
             check_trainable({"messages": mapped.messages})
+            mapped = mapped._replace(messages=[place_images(message, folder) for message in mapped.messages])
     except ValueError as error:
         return Row(origin, [], problem=f"{origin}: {error}")
     return Row(origin, *mapped)
+
+
+def place_images(message: dict, folder: Path) -> dict:
+    """Write the paths of a message's images in full.
+
+    >>> place_images({"role": "user", "content": [{"type": "image", "url": "cat.png"}]}, Path("/pets"))["content"]
+    [{'type': 'image', 'url': '/pets/cat.png'}]
+    """
+    if not has_image(message["content"]):
+        return message
+    is_path = [part["type"] == "image" and not part["url"].startswith("data:") for part in message["content"]]
+    parts = zip(message["content"], is_path, strict=True)
+    return message | {"content": [part | {"url": str((folder / part["url"]).resolve())} if path else part for part, path in parts]}
 
 
 def open_task(entry: dict, data_root: str | Path | None) -> TaskConversations:
@@ -193,12 +208,12 @@ def open_path(entry: dict, places: list[Path]) -> FileConversations | TableConve
     if path is None:
         return TableConversations(load_from_hub(entry["path"], entry.get("name"), split, places), columns, entry["path"])
     if path.is_dir():
-        return TableConversations(load_folder(path, split), columns, path.name)
+        return TableConversations(load_folder(path, split), columns, path.name, path)
     if path.suffix in JSON_FORMATS:
         return FileConversations(path, columns)
     if path.suffix in TABLE_FORMATS:
         rows = datasets.load_dataset(TABLE_FORMATS[path.suffix], data_files=str(path), split="train")
-        return TableConversations(rows, columns, path.name)
+        return TableConversations(rows, columns, path.name, path.parent)
     raise ValueError(f"{path}: unknown file type {path.suffix!r}; mixtures read {', '.join([*JSON_FORMATS, *TABLE_FORMATS])} and folders")
 
 

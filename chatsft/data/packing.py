@@ -5,6 +5,7 @@ is read, so a packed dataset costs no memory of its own and a resumed run seeks 
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 import datasets
 import numpy as np
@@ -14,15 +15,16 @@ IGNORED = -100
 
 
 class ConversationRows(Dataset):
-    """Rows of whole conversations, read as `input_ids`, `labels` (-100 = ignored) and `seq_lengths`.
+    """Rows of whole conversations, read as `input_ids`, `labels` (-100 = ignored), `seq_lengths` and, where there are any, `images`.
 
     Args:
-        rendered: columns `input_ids` and `assistant_masks` (1 = trained), one conversation each.
+        rendered: columns `input_ids` and `assistant_masks` (1 = trained), one conversation each; `images`, their paths and data URLs.
         rows: the conversations of each row, by index into `rendered`; an empty row is padding alone.
     """
 
     def __init__(self, rendered: datasets.Dataset, rows: Sequence[Sequence[int]]):
         self.rendered = rendered.select_columns(["input_ids", "assistant_masks"]).with_format("numpy")
+        self.images = rendered.select_columns(["images"]) if "images" in rendered.column_names else None
         self.origins = rendered.select_columns(["origin"]) if "origin" in rendered.column_names else None
         self.rows = rows
 
@@ -32,7 +34,8 @@ class ConversationRows(Dataset):
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         conversations = self.rendered[list(self.rows[index])] if len(self.rows[index]) else {"input_ids": [], "assistant_masks": []}
         ids, masks = conversations["input_ids"], conversations["assistant_masks"]
-        return {
+        images = {} if self.images is None else {"images": list(chain(*self.images[list(self.rows[index])]["images"]))}
+        return images | {
             "input_ids": np.concatenate([np.empty(0, np.int64), *ids]),
             "labels": np.concatenate([np.empty(0, np.int64), *map(conversation_labels, ids, masks)]),
             "seq_lengths": np.array([len(conversation) for conversation in ids], np.int64),

@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from chatsft import __version__
 from chatsft.data.template_rendering import template_renderer
+from chatsft.model.conversation import image_urls
+from chatsft.model.images import read_image
 from chatsft.model.tokenization_gpt import ConversationError, GPTTokenizer
 from chatsft.tasks.bad_rows import handle_bad_rows
 
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 RENDERED = Features(
     {"input_ids": List(Value("int32")), "assistant_masks": List(Value("int8")), "is_truncated": Value("bool"), "problem": Value("string")}
 )
+IMAGES = Features({"images": List(Value("string"))})
 
 
 def render_dataset(
@@ -28,6 +31,7 @@ def render_dataset(
     """Render column `messages` to `input_ids` and `assistant_masks` (1 = trained), cut to the first max_length tokens.
 
     A GPTTokenizer renders as nanochat does, any other tokenizer through its chat template; raw text is trained whole. Other columns stay.
+    With a tokenizer that has image tokens there is a column `images` too, their paths and data URLs in order; no cut goes through an image.
     A conversation that cannot be rendered is named by its `origin`, or its `source` and row; with `on_bad_row` "skip" it is left out. The
     cache is named after what the result depends on, so that every process finds it: tokenizer, max_length, rows and package version.
     """
@@ -38,7 +42,7 @@ def render_dataset(
         with_indices=True,
         fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
         remove_columns=["messages"],
-        features=Features({**kept, **RENDERED}),
+        features=Features({**kept, **RENDERED, **(IMAGES if reads_images(tokenizer) else {})}),
         num_proc=num_proc,
         new_fingerprint=make_fingerprint(dataset, tokenizer, max_length),
         desc="Rendering",
@@ -63,19 +67,34 @@ def make_fingerprint(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_l
 
 def render_batch(batch: dict[str, list], indices: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list]:
     """Render the rows of a batch; one that cannot be rendered is empty and has a problem."""
-    render = conversation_renderer(tokenizer)
-    columns = {name: [] for name in RENDERED}
+    render, with_images = conversation_renderer(tokenizer), reads_images(tokenizer)
+    columns = {name: [] for name in (*RENDERED, *(IMAGES if with_images else ()))}
     for row, messages in enumerate(batch["messages"]):
-        ids, mask, problem = [], [], None
+        ids, mask, urls, problem = [], [], [], None
         try:
             ids, mask = render({"messages": messages})
+            urls = image_urls(messages) if with_images else []
+            for url in urls:
+                read_image(url)
         except ConversationError as error:
-            problem = f"{name_place(batch, row, indices[row])}: {error}"
-        columns["input_ids"].append(ids[:max_length])
-        columns["assistant_masks"].append(mask[:max_length])
+            ids, mask, urls, problem = [], [], [], f"{name_place(batch, row, indices[row])}: {error}"
+        kept = first_tokens(ids, tokenizer, max_length)
+        columns["input_ids"].append(ids[kept])
+        columns["assistant_masks"].append(mask[kept])
         columns["is_truncated"].append(len(ids) > max_length)
         columns["problem"].append(problem)
+        if with_images:
+            columns["images"].append(urls[: ids[kept].count(tokenizer.convert_tokens_to_ids("<|image_end|>"))])
     return columns
+
+
+def first_tokens(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_length: int) -> slice:
+    """Return what a conversation keeps of its tokens: no more than max_length, and nothing from an image that this would cut on."""
+    return tokenizer.whole_images(ids, 0, max_length) if reads_images(tokenizer) else slice(max_length)
+
+
+def reads_images(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return isinstance(tokenizer, GPTTokenizer) and tokenizer.num_image_tokens > 0
 
 
 def conversation_renderer(tokenizer: PreTrainedTokenizerBase) -> Callable[[dict], tuple[list[int], list[int]]]:

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
-from chatsft.model.tokenization_gpt import ConversationError, check_conversation
+from chatsft.model.conversation import ConversationError, check_conversation, image_urls
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,10 @@ def template_renderer(tokenizer: PreTrainedTokenizerBase) -> Callable[[dict], Re
     template = find_template(tokenizer)
 
     def render(conversation: dict) -> Rendered:
-        messages = [{**message, "content": join_parts(message["content"])} for message in check_conversation(conversation)]
+        messages = check_conversation(conversation)
+        if image_urls(messages):
+            raise ConversationError("there is an image, and images are for nanochat models only. Remove it.")
+        messages = [{**message, "content": join_parts(message["content"])} for message in messages]
         try:
             return render_marked(messages, tokenizer, template) if template else render_prefixes(messages, tokenizer)
         except TemplateError as error:

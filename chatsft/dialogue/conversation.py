@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from chatsft.model.conversation import image_urls
 from chatsft.model.tokenization_gpt import GPTTokenizer
+
+Message = str | list[dict]
+"""What a user says: a text, or parts with images."""
 
 
 class ChatError(ValueError):
@@ -11,7 +15,7 @@ class ChatError(ValueError):
 
 @dataclass
 class Conversation:
-    """The turns of a chat as (what the user typed, token ids of the answer), oldest first.
+    """The turns of a chat as (what the user said, token ids of the answer), oldest first.
 
     Answers are kept as the model wrote them, because encoding their text again can give other tokens. What the user typed is encoded as
     ordinary text: a control token spelled out in it stays text.
@@ -20,20 +24,25 @@ class Conversation:
     tokenizer: GPTTokenizer
     max_tokens: int
     system: str = ""
-    turns: list[tuple[str, list[int]]] = field(default_factory=list)
+    turns: list[tuple[Message, list[int]]] = field(default_factory=list)
 
-    def prompt(self, message: str) -> list[int]:
+    def prompt(self, message: Message) -> list[int]:
         """Return the ids that ask for an answer to `message`."""
         token = self.tokenizer.convert_tokens_to_ids
         ids = [token("<|bos|>")]
-        for index, (text, answer) in enumerate([*self.turns, (message, [])]):
-            text = f"{self.system}\n\n{text}" if self.system and index == 0 else text
-            ids += [token("<|user_start|>"), *self.tokenizer.encode_ordinary(text), token("<|user_end|>"), token("<|assistant_start|>")]
+        for index, (content, answer) in enumerate([*self.turns, (message, [])]):
+            system = [{"role": "system", "content": self.system}] if self.system and index == 0 else []
+            question, _ = self.tokenizer.render_conversation({"messages": [*system, {"role": "user", "content": content}]}, max_tokens=None)
+            ids += [*question[1:], token("<|assistant_start|>")]
             if index < len(self.turns):
                 ids += [*answer, token("<|assistant_end|>")]
         return ids
 
-    def drop_oldest_turns(self, message: str) -> int:
+    def images(self, message: Message) -> list[str]:
+        """List the images that the prompt for `message` shows."""
+        return image_urls([{"content": content} for content, _ in [*self.turns, (message, [])]])
+
+    def drop_oldest_turns(self, message: Message) -> int:
         """Forget turns until the prompt for `message` fits; return how many."""
         num_turns = len(self.turns)
         while len(self.prompt(message)) > self.max_tokens:

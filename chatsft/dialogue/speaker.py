@@ -9,9 +9,11 @@ import torch
 from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from chatsft.dialogue.conversation import Conversation
+from chatsft.dialogue.conversation import Conversation, Message
 from chatsft.generation.tool_use import generate_completions, max_prompt_tokens
+from chatsft.model.processing_gpt import read_pixels
 from chatsft.model.tokenization_gpt import GPTTokenizer
+from chatsft.model.vision import load_processor
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,11 @@ class Speaker:
         room = max_prompt_tokens(self.model.config, settings.max_new_tokens)
         return Conversation(self.tokenizer, room, system, turns or [])
 
-    def answer(self, conversation: Conversation, message: str, settings: AnswerSettings, streamer: BaseStreamer) -> list[int]:
+    def answer(self, conversation: Conversation, message: Message, settings: AnswerSettings, streamer: BaseStreamer) -> list[int]:
         """Return the ids of the answer to `message`, showing them to `streamer` as they come; the turn is not added."""
         options = vars(settings) | {"seed": None if settings.seed is None else settings.seed + len(conversation.turns)}
+        if urls := conversation.images(message):
+            options["pixel_values"] = read_pixels(urls, load_processor(self.tokenizer, self.name).image_processor)
         [[answer]] = generate_completions(self.model, self.tokenizer, [conversation.prompt(message)], streamer=streamer, **options)
         return answer
 

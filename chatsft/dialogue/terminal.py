@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from chatsft.dialogue.conversation import ChatError, Conversation
 from chatsft.dialogue.speaker import AnswerSettings, Speaker
+from chatsft.model.images import read_image
 from chatsft.model.tokenization_gpt import GPTTokenizer
 
 try:
@@ -24,6 +25,7 @@ except ImportError:  # on Windows, where the console keeps a history by itself
 HELP = """\
 /reset           forget the conversation; the system text stays
 /system TEXT     give the model a system text and start over; without TEXT there is none
+/image FILE      show the model an image with the next message
 /temperature T   0 is greedy; without T, say what it is
 /quit            leave (Ctrl-D does too)"""
 COMMANDS = [line.split()[0] for line in HELP.splitlines()]
@@ -70,20 +72,27 @@ class ConsoleStreamer(BaseStreamer):
 
 @dataclass
 class TerminalChat:
-    """A speaker, its settings and the conversation so far."""
+    """A speaker, its settings and the conversation so far.
+
+    Args:
+        images: what the next message shows.
+    """
 
     speaker: Speaker
     conversation: Conversation
     settings: AnswerSettings
+    images: list[str] = field(default_factory=list)
 
-    def answer(self, message: str) -> None:
+    def answer(self, text: str) -> None:
         """Stream the answer to one message to stdout and remember the turn."""
         conversation, settings = self.conversation, self.settings
+        message = [*({"type": "image", "url": url} for url in self.images), {"type": "text", "text": text}] if self.images else text
         num_dropped = conversation.drop_oldest_turns(message)
         if num_dropped:
             notice(f"The conversation is longer than the context: the oldest {num_dropped} turn(s) are forgotten.")
         answer = self.speaker.answer(conversation, message, settings, ConsoleStreamer(conversation.tokenizer, sys.stdout))
         conversation.turns.append((message, answer))
+        self.images = []
         if len(answer) == settings.max_new_tokens:
             notice(f"The answer stopped at --max_new_tokens {settings.max_new_tokens}.")
 
@@ -105,14 +114,31 @@ class TerminalChat:
         match command:
             case "/reset":
                 self.conversation.turns.clear()
+                self.images.clear()
                 return "The conversation is forgotten."
             case "/system":
                 self.conversation.system = argument
                 self.conversation.turns.clear()
                 return "The system text is set." if argument else "The system text is removed."
+            case "/image":
+                return self._show_image(argument)
             case "/temperature":
                 return self._set_temperature(argument)
         return f"There is no command {command}.\n{HELP}"
+
+    def _show_image(self, path: str) -> str:
+        try:
+            self.add_image(path)
+        except ValueError as error:
+            return str(error)
+        return "The next message shows it."
+
+    def add_image(self, path: str) -> None:
+        """Let the next message show an image, or say why it cannot."""
+        if not self.speaker.tokenizer.num_image_tokens:
+            raise ChatError(f"{self.speaker.name} reads text only. Talk to a model that was trained with vision_model.")
+        read_image(path)
+        self.images.append(path)
 
     def _set_temperature(self, argument: str) -> str:
         try:

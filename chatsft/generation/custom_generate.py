@@ -101,6 +101,7 @@ def _is_plain_call(config: GenerationConfig, model_kwargs: dict) -> bool:
     return (
         not is_started
         and model_kwargs.get("inputs_embeds") is None
+        and model_kwargs.get("pixel_values") is None
         and config.use_cache
         and config.cache_implementation in SERVED_CACHES
         and not config.return_dict_in_generate

@@ -84,6 +84,7 @@ def generate_completions(
     repetition_penalty: float = 1.0,
     exponential_decay_length_penalty: tuple[int, float] | None = None,
     keep_end: bool = False,
+    pixel_values: torch.Tensor | None = None,
 ) -> list[list[list[int]]]:
     """Complete every prompt with tool use, in batches of similar length.
 
@@ -101,6 +102,7 @@ def generate_completions(
         exponential_decay_length_penalty: (start, factor): after `start` new tokens the end of the answer grows likelier by `factor` with
             each token (transformers' measure). transformers' `length_penalty` ranks beams, which tool use cannot have.
         keep_end: leave the token that ended a row in the completion; one that was cut at max_new_tokens has none.
+        pixel_values: the images of a single prompt, as GPTProcessor gives them; it has to fit the context.
 
     Returns:
         For each prompt its completions: generated ids without the prompt and, unless `keep_end`, without the token that ended the row.
@@ -109,11 +111,15 @@ def generate_completions(
         raise ValueError(f"temperature is {temperature}; it may be 0 (greedy) or more.")
     sampling = Sampling(temperature, top_k or 0)
     penalties = penalty_options(repetition_penalty, exponential_decay_length_penalty)
+    if pixel_values is not None:
+        _check_images(prompts, max_prompt_tokens(model.config, max_new_tokens))
     prompts = _truncate_prompts(prompts, max_prompt_tokens(model.config, max_new_tokens))
     num_draws = num_samples if temperature else 1
     rows = sorted((index for index in range(len(prompts)) for _ in range(num_draws)), key=lambda index: -len(prompts[index]))
     ordered = [prompts[index] for index in rows]
-    complete = _decode if can_decode(model) and not penalties else partial(_generate, penalties=penalties)
+    complete = partial(_generate, options=penalties | ({} if pixel_values is None else {"pixel_values": pixel_values.to(model.device)}))
+    if can_decode(model) and not penalties and pixel_values is None:
+        complete = _decode
     with _random_state(seed, model.device):
         generated = complete(model, tokenizer, ordered, max_new_tokens, sampling, batch_size or len(rows), streamer)
     completions = [[] for _ in prompts]
@@ -126,6 +132,12 @@ def max_prompt_tokens(config: PreTrainedConfig, max_new_tokens: int) -> int:
     """Return how long a prompt may be: what the new tokens leave of the context, at least half of it."""
     context = config.max_position_embeddings
     return context - min(max_new_tokens, context // 2)
+
+
+def _check_images(prompts: Sequence[list[int]], max_tokens: int) -> None:
+    if len(prompts) != 1 or len(prompts[0]) > max_tokens:
+        sizes = ", ".join(str(len(prompt)) for prompt in prompts)
+        raise ValueError(f"pixel_values belong to one prompt of at most {max_tokens} tokens, not to {len(prompts)} of {sizes}.")
 
 
 def _truncate_prompts(prompts: Sequence[list[int]], max_tokens: int) -> list[list[int]]:
@@ -177,10 +189,10 @@ def _generate(
     sampling: Sampling,
     batch_size: int,
     streamer: BaseStreamer | None,
-    penalties: dict,
+    options: dict,
 ) -> list[list[int]]:
-    """Complete prompts by transformers' loop, which serves every model and knows penalties, batch by batch."""
-    options = {"max_new_tokens": max_new_tokens, "do_sample": sampling.temperature > 0, "num_beams": 1, "use_cache": True} | penalties
+    """Complete prompts by transformers' loop, which serves every model and knows penalties and images, batch by batch."""
+    options = {"max_new_tokens": max_new_tokens, "do_sample": sampling.temperature > 0, "num_beams": 1, "use_cache": True} | options
     if options["do_sample"]:
         options |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": 1.0}
     pad, generated = _pad_token(tokenizer), []

@@ -8,9 +8,10 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from chatsft.data.rendering import first_tokens
 from chatsft.inspection.statistics import Counts
 from chatsft.inspection.tables import COLUMNS, cells, describe_bands, percent
-from chatsft.inspection.tokens import Token, read_tokens, split_messages
+from chatsft.inspection.tokens import Token, fold_images, name_images, read_tokens, split_messages
 from chatsft.pages import save_page
 
 
@@ -63,13 +64,14 @@ def choose_rows(sources: Sequence[str], num: int) -> list[int]:
 
 def describe_card(row: dict, index: int, total: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict:
     """Return what the page shows of a conversation."""
-    ids, mask = row["input_ids"][:max_length], row["assistant_masks"][:max_length]
-    numbered = list(enumerate(read_tokens(ids, mask, tokenizer)))
+    kept = first_tokens(row["input_ids"], tokenizer, max_length)
+    ids, mask = row["input_ids"][kept], row["assistant_masks"][kept]
+    numbered = fold_images(enumerate(read_tokens(ids, mask, tokenizer)))
     places = iter(numbered)
     messages = [[next(places) for _ in message] for message in split_messages([token for _, token in numbered])]
     return {
         "source": row["source"],
-        "origin": row["origin"],
+        "origin": row["origin"] + name_images(row),
         "place": f"{index + 1:,} of {total:,}",
         "num_tokens": f"{len(ids):,}",
         "num_trained": f"{sum(mask):,}",

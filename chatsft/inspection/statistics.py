@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from chatsft.data.rendering import first_tokens
 from chatsft.inspection.tokens import special_ids
 
 BANDS = {"long questions": (0.15, 0.40), "conversational": (0.40, 0.70), "long answers": (0.70, 0.90)}
@@ -89,7 +90,7 @@ class ConversationCounter:
     def count(self, messages: list[dict] | str, origin: str, ids: np.ndarray, mask: np.ndarray) -> Counts:
         """Count a conversation, rendered without a cut."""
         num_turns = 0 if isinstance(messages, str) else sum(message["role"] == "user" for message in messages)
-        left = mask[: self.max_length]
+        left = mask[first_tokens(ids, self.tokenizer, self.max_length)]
         ends = self.answer_ends(ids, mask)
         return Counts(
             conversations=1,

@@ -5,7 +5,7 @@ from html import escape
 
 from transformers import PreTrainedTokenizerBase
 
-from chatsft.inspection.tokens import MESSAGE_STARTS, read_tokens
+from chatsft.inspection.tokens import MESSAGE_STARTS, fold_images, read_tokens
 from chatsft.pages.picture import Picture
 
 WIDTH, MARGIN, GAP, HEIGHT, LINE, CHARACTER = 900, 6, 4, 28, 38, 7.8  # pixels; the font is 13 pixels high
@@ -32,7 +32,8 @@ def draw_tokens(ids: Sequence[int], mask: Sequence[int], tokenizer: PreTrainedTo
         mask: 1 = trained.
         legend: say below what the colors mean.
     """
-    tokens = [(token.text.translate(SIGNS), token.trained, token.special) for token in read_tokens(ids, mask, tokenizer)]
+    read = fold_images(enumerate(read_tokens(ids, mask, tokenizer)))
+    tokens = [(token.text.translate(SIGNS), token.trained, token.special) for _, token in read]
     boxes, bottom = [], MARGIN
     for token, x, y in place(tokens):
         boxes.append(draw_box(*token, x, y))

@@ -1,11 +1,13 @@
 """A rendered conversation as tokens that people can read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from chatsft.model.conversation import PARTS
+from chatsft.model.conversation import IMAGE_TOKEN, PARTS
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 PIECE = "·"
@@ -37,6 +39,30 @@ def read_tokens(ids: Sequence[int], mask: Sequence[int], tokenizer: PreTrainedTo
         if is_special and text in CLOSINGS:
             part = ""
     return tokens
+
+
+def fold_images(tokens: Iterable[tuple[int, Token]]) -> list[tuple[int, Token]]:
+    """Leave one of the placeholders of an image, with their number.
+
+    >>> image = Token(7, "<|image|>", False, True, "image")
+    >>> [(place, token.text) for place, token in fold_images(enumerate([image, image, Token(1, "hi", False, False, "")]))]
+    [(0, '<|image|>x2'), (2, 'hi')]
+    """
+    folded = []
+    for is_image, run in groupby(tokens, key=lambda numbered: numbered[1].special and numbered[1].text == IMAGE_TOKEN):
+        run = list(run)
+        folded += [(run[0][0], run[0][1]._replace(text=f"{IMAGE_TOKEN}x{len(run)}"))] if is_image else run
+    return folded
+
+
+def name_images(row: dict) -> str:
+    """Name the images of a rendered conversation, to go behind its own name.
+
+    >>> name_images({"images": ["/pets/cat.png", "data:image/png;base64,iVBORw0KGgo="]}), name_images({})
+    (', images: cat.png, a data URL', '')
+    """
+    names = ["a data URL" if url.startswith("data:") else Path(url).name for url in row.get("images", [])]
+    return f", images: {', '.join(names)}" if names else ""
 
 
 def decode_each(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

@@ -11,11 +11,20 @@ SPECIAL_TOKENS = (  # in nanochat's order: the last nine ids of every vocabulary
     "<|output_start|>",
     "<|output_end|>",
 )
+IMAGE_TOKEN = "<|image|>"
+"""Stands once for each vector that the vision encoder makes of an image."""
+
+IMAGE_TOKENS = ("<|image_start|>", IMAGE_TOKEN, "<|image_end|>")
+"""Added behind the special tokens where a model learns to read images."""
+
 PARTS = {  # part type: opening marker, closing marker, whether the model is trained on them and what is between
     "text": ("", "", 1),
     "python": ("<|python_start|>", "<|python_end|>", 1),
     "python_output": ("<|output_start|>", "<|output_end|>", 0),
+    "image": ("<|image_start|>", "<|image_end|>", 0),
 }
+ASSISTANT_PARTS = ("text", "python", "python_output")
+USER_PARTS = ("text", "image")
 ROLE_HINTS = {
     "tool": "Put tool output in a python_output part.",
     "system": "Only the first message can be a system message, and a user message follows it.",
@@ -69,6 +78,27 @@ CHAT_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant_start|>' -}}{%- endif -%}
 """
+IMAGE_MACRO = """\
+{%- macro user_content(content) -%}
+    {%- for part in ([{'type': 'text', 'text': content}] if content is string else content) -%}
+        {%- if part['type'] == 'image' -%}
+            {{- '<|image_start|>' + '<|image|>' * NUM_IMAGE_TOKENS + '<|image_end|>' -}}
+        {%- else -%}
+            {{- text_of([part]) -}}
+        {%- endif -%}
+    {%- endfor -%}
+{%- endmacro -%}
+"""
+
+
+def build_chat_template(num_image_tokens: int) -> str:
+    """Return the template of a model that takes an image for so many tokens; 0 is a model that reads text only."""
+    if not num_image_tokens:
+        return CHAT_TEMPLATE
+    macro = IMAGE_MACRO.replace("NUM_IMAGE_TOKENS", str(num_image_tokens))
+    return CHAT_TEMPLATE.replace("{{- bos_token -}}", macro + "{{- bos_token -}}").replace(
+        "text_of(content) + '<|user_end|>'", "user_content(content) + '<|user_end|>'"
+    )
 
 
 class ConversationError(ValueError):
@@ -82,7 +112,8 @@ def check_conversation(conversation: dict, place: str = "") -> list[dict]:
     """Return the messages of a conversation, or raise with the first thing that is wrong with it.
 
     Roles alternate user, assistant, after an optional system message. User and system content is a string; assistant content is a string or
-    a list of parts `{"type": "text" | "python" | "python_output", "text": str}`. Other keys are ignored. Messages and parts count from 0.
+    a list of parts `{"type": "text" | "python" | "python_output", "text": str}`. A user message with images is a list of parts too,
+    `{"type": "image", "url": path or data URL}` beside text. Other keys are ignored. Messages and parts count from 0.
 
     >>> check_conversation({"messages": [{"role": "user", "content": "hi"}]})
     [{'role': 'user', 'content': 'hi'}]
@@ -110,7 +141,7 @@ def join_text_parts(message: dict) -> dict:
     {'role': 'user', 'content': 'Hello!'}
     """
     content = message.get("content") if isinstance(message, dict) and message.get("role") != "assistant" else None
-    if not isinstance(content, list):
+    if not isinstance(content, list) or has_image(content):
         return message
     problems = (f"part {index} {problem}" for index, part in enumerate(content) if (problem := _part_problem(part, ("text",))))
     problem = next(problems, "")
@@ -145,22 +176,55 @@ def _message_problem(message: dict, expected_role: str) -> str:
         return f"has role {role!r}, expected {expected_role!r}. {ROLE_HINTS.get(str(role), 'Roles alternate user, assistant.')}"
     if isinstance(content, str):
         return ""
-    if role != "assistant":
-        return f"({role}) has content of {describe(content)}, expected a string"
+    if role != "assistant" and not (role == "user" and has_image(content)):
+        hint = " Images belong in user messages." if has_image(content) else ""
+        return f"({role}) has content of {describe(content)}, expected a string{'.' if hint else ''}{hint}"
     if not isinstance(content, list):
         return f"(assistant) has content of {describe(content)}, expected a string or a list of parts"
-    problems = (f"part {index} {problem}" for index, part in enumerate(content) if (problem := _part_problem(part)))
+    known = ASSISTANT_PARTS if role == "assistant" else USER_PARTS
+    problems = (f"part {index} {problem}" for index, part in enumerate(content) if (problem := _part_problem(part, known)))
     return next(problems, "")
 
 
-def _part_problem(part: dict, known: tuple[str, ...] = tuple(PARTS)) -> str:
+def _part_problem(part: dict, known: tuple[str, ...]) -> str:
     if not isinstance(part, dict):
         return f"is {describe(part)}, expected a dict with type and text"
     if part.get("type") not in known:
-        return f"has type {part.get('type')!r}, expected {'one of ' * (len(known) > 1)}{', '.join(known)}"
+        hint = ". Images belong in user messages." if part.get("type") == "image" else ""
+        return f"has type {part.get('type')!r}, expected {'one of ' * (len(known) > 1)}{', '.join(known)}{hint}"
+    if part["type"] == "image":
+        return _image_problem(part.get("url"))
     if not isinstance(part.get("text"), str):
         return f"has text of {describe(part.get('text'))}, expected a string"
     return ""
+
+
+def _image_problem(url: object) -> str:
+    if not isinstance(url, str) or not url:
+        return f"is an image with url of {describe(url or None)}, expected a path or a data URL"
+    is_data = url.startswith("data:")
+    if is_data and not (url.startswith("data:image/") and ";base64," in url):
+        return f"is an image with url {url[:40]!r}, expected data:image/...;base64,... or a path"
+    if "://" in url and not is_data:
+        return (
+            f"is an image at {url}, which would be fetched again in every epoch and may change or vanish meanwhile. "
+            "Download it, and give its path or a data URL."
+        )
+    return ""
+
+
+def has_image(content: object) -> bool:
+    """Tell whether content is a list of parts, some of them images."""
+    return isinstance(content, list) and any(isinstance(part, dict) and part.get("type") == "image" for part in content)
+
+
+def image_urls(messages: list[dict]) -> list[str]:
+    """List the images of checked messages in their order.
+
+    >>> image_urls([{"role": "user", "content": [{"type": "image", "url": "cat.png"}, {"type": "text", "text": "What is it?"}]}])
+    ['cat.png']
+    """
+    return [part["url"] for message in messages if has_image(message["content"]) for part in message["content"] if part["type"] == "image"]
 
 
 def describe(value: object) -> str:
@@ -182,7 +246,7 @@ def conversation_spans(messages: list[dict]) -> list[tuple[str, str, str, int]]:
         if role == "system":
             system = content + "\n\n"
         elif role == "user":
-            spans.append(("<|user_start|>", system + content, "<|user_end|>", 0))
+            spans += [("<|user_start|>", system + content, "<|user_end|>", 0)] if isinstance(content, str) else _user_spans(system, content)
             system = ""
         else:
             spans.append(("<|assistant_start|>", "", "", 0))
@@ -192,6 +256,18 @@ def conversation_spans(messages: list[dict]) -> list[tuple[str, str, str, int]]:
                 spans += map(_part_span, content)
                 spans.append(("", "", "<|assistant_end|>", 1))
     return spans
+
+
+def _user_spans(text: str, parts: list[dict]) -> list[tuple[str, str, str, int]]:
+    """List the spans of a user message, the system's text in front; what stands for an image goes with its opening marker."""
+    spans, opening = [], "<|user_start|>"
+    for part in parts:
+        if part["type"] == "text":
+            text += part["text"]
+        else:
+            spans += [(opening, text, "", 0), ("<|image_start|>", "", "<|image_end|>", 0)]
+            opening = text = ""
+    return [*spans, (opening, text, "<|user_end|>", 0)]
 
 
 def _part_span(part: dict) -> tuple[str, str, str, int]:

@@ -375,12 +375,14 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
 
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # noqa: RUF012
+    trunk_class = GPTModel
+    auto_map = {"AutoModel": "modeling_gpt.GPTModel"}  # noqa: RUF012
 
     def __init__(self, config: GPTConfig):
         super().__init__(config)
         if config.tie_word_embeddings:
             raise ValueError("tie_word_embeddings is set, but nanochat's head has weights of its own. Leave it out.")
-        self.model = GPTModel(config)
+        self.model = self.trunk_class(config)
         self.vocab_size = config.vocab_size
         self.lm_head = GPTHead(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
@@ -406,7 +408,7 @@ class GPTForCausalLM(GPTPreTrainedModel, GenerationMixin):
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Save the model with its code, and name the trunk in auto_map too: engines build it alone."""
-        self.config.auto_map = {"AutoModel": "modeling_gpt.GPTModel"}
+        self.config.auto_map = dict(self.auto_map)
         super().save_pretrained(save_directory, **kwargs)
 
     @can_return_tuple

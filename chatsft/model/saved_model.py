@@ -9,6 +9,7 @@ from transformers import NanoChatConfig
 from transformers.modeling_utils import load_state_dict
 
 from .configuration_gpt import GPTConfig
+from .configuration_gpt_vision import GPTVisionConfig
 from .modeling_gpt import GPTForCausalLM
 from .nanochat_checkpoint import is_nanochat_checkpoint
 from .nanochat_tokenizer import load_encoding
@@ -73,6 +74,8 @@ def load_config(folder: Path) -> GPTConfig | NanoChatConfig:
         raise SavedModelError(f"{folder} holds no config.json, so it is no saved model.{hint}")
     classes = {kind.model_type: kind for kind in (GPTConfig, NanoChatConfig)}
     model_type = fields.get("model_type")
+    if model_type == GPTVisionConfig.model_type:
+        raise SavedModelError(f"{folder} holds a model that reads images: nanochat has no place for its encoder, projector and tokens.")
     if model_type not in classes:
         raise SavedModelError(
             f"{folder} holds a model of type {model_type}, which has no form in nanochat. Only {GPTConfig.model_type} (this package) "

@@ -11,13 +11,14 @@ OBSTACLES = {
     "layer_windows": "windows of single layers have no name that engines read, so each layer would see everything",
     "residual_scaling": "residual scaling adds the initial embedding in every layer, which is not passed on from one part to the next",
     "backout": "backout subtracts the output of the middle layer, which is not passed on from one part to the next",
+    "vision_config": "images are put in place of the embeddings of their tokens, which engines do only for models that they know",
 }
 """Fields of the configuration that are lost where an engine holds the keys or cuts the model into parts, and why."""
 
 
 def engine_obstacles(config: PreTrainedConfig) -> dict[str, str]:
     """List the features of a model that no engine can carry, with the reasons; none for the architecture of October 2025."""
-    return {feature: reason for feature, reason in OBSTACLES.items() if vars(config)[feature]}
+    return {feature: reason for feature, reason in OBSTACLES.items() if vars(config).get(feature)}
 
 
 def check_engine(config: PreTrainedConfig) -> None:

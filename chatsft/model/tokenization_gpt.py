@@ -5,13 +5,15 @@ import re
 from array import array
 from functools import cached_property
 
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from .conversation import (
-    CHAT_TEMPLATE,
+    IMAGE_TOKEN,
+    IMAGE_TOKENS,
     SPECIAL_TOKENS,
     ConversationError,
+    build_chat_template,
     check_conversation,
     check_prompt,
     conversation_spans,
@@ -113,7 +115,34 @@ class GPTTokenizer(PreTrainedTokenizerFast):
         missing = [token for token, token_id in ids.items() if token_id is None]
         if missing:
             raise ValueError(f"the vocabulary has no {', '.join(missing)}, expected a tokenizer made from nanochat's tokenizer.pkl.")
-        return {"": b""} | {token: array("i", [token_id]).tobytes() for token, token_id in ids.items()}
+        markers = {"": b""} | {token: array("i", [token_id]).tobytes() for token, token_id in ids.items()}
+        if self.num_image_tokens:
+            start, image, end = map(self.backend_tokenizer.token_to_id, IMAGE_TOKENS)
+            markers["<|image_start|>"] = array("i", [start, *[image] * self.num_image_tokens]).tobytes()
+            markers["<|image_end|>"] = array("i", [end]).tobytes()
+        return markers
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens that stand for what an image shows; 0 where the model reads text only."""
+        return self.init_kwargs.get("num_image_tokens", 0)
+
+    def add_image_tokens(self, num_image_tokens: int) -> None:
+        """Learn to render images, each as `<|image_start|>`, so many `<|image|>` and `<|image_end|>`; their text stays text."""
+        self.add_tokens([AddedToken(token, normalized=False, special=True) for token in IMAGE_TOKENS], special_tokens=True)
+        self.init_kwargs["num_image_tokens"] = num_image_tokens
+        self.chat_template = build_chat_template(num_image_tokens)
+        vars(self).pop("_markers", None)
+
+    def whole_images(self, ids: list[int], start: int, stop: int) -> slice:
+        """Return the cut ids[start:stop], made smaller where it would go through an image: the whole image is left out then."""
+        if self.num_image_tokens:
+            inside = set(self.convert_tokens_to_ids(IMAGE_TOKENS[1:]))
+            while stop < len(ids) and ids[stop] in inside:
+                stop -= 1
+            while start < len(ids) and ids[start] in inside:
+                start += 1
+        return slice(start, stop)
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Encode text without special tokens: their text stays text, and nothing is put in front or behind."""
@@ -148,9 +177,15 @@ class GPTTokenizer(PreTrainedTokenizerFast):
         markers, encode = self._markers, self._word_ids.encode
         ids, mask = [], []
         for opening, text, closing, trained in conversation_spans(messages):
+            if opening not in markers:
+                raise ConversationError(
+                    "there is an image, but the model reads text only. Set vision_model in the recipe to add an encoder, or remove it."
+                )
             span = markers[opening] + encode(text) + markers[closing]
             ids.append(span)
             mask.append((b"\1" if trained else b"\0") * (len(span) // 4))
+        if max_tokens is not None and self.num_image_tokens:
+            max_tokens = self.whole_images(_to_list(b"".join(ids)), 0, max_tokens).stop
         cut = None if max_tokens is None else 4 * max_tokens
         return _to_list(b"".join(ids)[:cut]), list(b"".join(mask)[:max_tokens])
 
@@ -160,13 +195,21 @@ class GPTTokenizer(PreTrainedTokenizerFast):
         return [*ids, self.encode_special("<|assistant_start|>")]
 
     def visualize_tokenization(self, ids: list[int], mask: list[int], with_token_id: bool = False) -> str:
-        """Color tokens for a terminal: green where the model is trained, red elsewhere, with gray ids if asked."""
+        """Color tokens for a terminal: green where the model is trained, red elsewhere, with gray ids if asked.
+
+        What stands for an image is one token here, with its number.
+        """
         green, red, gray, reset = "\033[92m", "\033[91m", "\033[90m", "\033[0m"
-        tokens = []
-        for token_id, trained in zip(ids, mask, strict=True):
-            tokens.append(f"{green if trained else red}{self.decode([token_id])}{reset}")
+        tokens, image_id, count = [], self.get_added_vocab().get(IMAGE_TOKEN), 0
+        for place, (token_id, trained) in enumerate(zip(ids, mask, strict=True), 1):
+            count += 1
+            if token_id == image_id and ids[place : place + 1] == [image_id]:
+                continue
+            number = f"x{count}" if token_id == image_id else ""
+            tokens.append(f"{green if trained else red}{self.decode([token_id])}{number}{reset}")
             if with_token_id:
                 tokens[-1] += f"{gray}({token_id}){reset}"
+            count = 0
         return "|".join(tokens)
 
     def apply_chat_template(
@@ -185,7 +228,7 @@ class GPTTokenizer(PreTrainedTokenizerFast):
         nanochat's format has no place for tools, documents and template variables, so they change nothing.
         """
         template = chat_template or self.chat_template
-        if not tokenize or template not in (None, CHAT_TEMPLATE):
+        if not tokenize or template not in (None, build_chat_template(self.num_image_tokens)):
             return super().apply_chat_template(
                 conversation, tools, documents, chat_template, add_generation_prompt, continue_final_message, tokenize, **kwargs
             )
@@ -223,8 +266,9 @@ class GPTTokenizer(PreTrainedTokenizerFast):
     ) -> list | BatchEncoding:
         if truncation:
             limit = self.model_max_length if max_length is None else max_length
-            kept = slice(limit) if self.truncation_side == "right" else slice(-limit, None)
-            rows = [(ids[kept], mask[kept]) for ids, mask in rows]
+            starts = [0 if self.truncation_side == "right" else max(len(ids) - limit, 0) for ids, _ in rows]
+            cuts = [self.whole_images(ids, start, start + limit) for (ids, _), start in zip(rows, starts, strict=True)]
+            rows = [(ids[cut], mask[cut]) for (ids, mask), cut in zip(rows, cuts, strict=True)]
         encoding = self.pad({"input_ids": [ids for ids, _ in rows]}, padding=padding, max_length=max_length, **(tokenizer_kwargs or {}))
         if return_assistant_tokens_mask:
             side = (tokenizer_kwargs or {}).get("padding_side") or self.padding_side

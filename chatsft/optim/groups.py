@@ -16,7 +16,9 @@ ADAMW_2026 = {
     "x0_lambdas": {"betas": (0.96, 0.95), "weight_decay": 0.0},
     "smear_backout": {"betas": (0.8, 0.95), "weight_decay": 0.0},
     "vectors": {"betas": (0.8, 0.95), "weight_decay": 0.0},
+    "vision": {"betas": (0.8, 0.95), "weight_decay": 0.0},
 }
+VISION_MODULES = {"vision_tower", "projector"}
 SCALAR_ROLES = {
     "resid_lambdas": "resid_lambdas",
     "x0_lambdas": "x0_lambdas",
@@ -34,6 +36,7 @@ def parameter_groups(
     embedding_lr: float,
     unembedding_lr: float,
     scalar_lr: float,
+    vision_lr: float = 0.001,
     weight_decay: float = 0.0,
     init_lr_frac: float = 1.0,
     precision: str | None = None,
@@ -47,12 +50,14 @@ def parameter_groups(
     the residual stream; further embeddings (learned positions) are treated as value embeddings. Stacked experts (three dimensions) are
     matrices to AdamW and an error under Muon.
 
+    What reads images, the projector and an encoder that is not frozen, steps by AdamW at vision_lr, whatever init_lr_frac is.
+
     Args:
         model: a causal language model with `get_input_embeddings` and `get_output_embeddings`, also one wrapped by peft.
         optimizer: "muon_2025", "muon_2026", or "adamw", which steps the matrices with AdamW at `matrix_lr`.
         weight_decay: of the matrices under muon_2026 and adamw; 2025's Muon decays nothing, there it is that of the
             embedding and unembedding, and so it is under adamw.
-        init_lr_frac: multiplies every rate.
+        init_lr_frac: multiplies every rate but vision_lr.
         precision: of Muon's matrix products, see `MuonAdamW`.
 
     Returns:
@@ -69,6 +74,7 @@ def parameter_groups(
         "x0_lambdas": scalar_lr,
         "smear_backout": 0.2,
         "vectors": 0.01 * scalar_lr,
+        "vision": vision_lr,
         "matrices": matrix_lr,
     }
     members = _params_by_role(model, rates, most_dimensions=3 if optimizer == "adamw" else 2)
@@ -76,7 +82,7 @@ def parameter_groups(
         {
             "name": role,
             "params": members[role],
-            "lr": rate * init_lr_frac,
+            "lr": rate if role == "vision" else rate * init_lr_frac,
             **_hyperparameters(role, optimizer, weight_decay, precision),
         }
         for role, rate in rates.items()
@@ -91,7 +97,7 @@ def _params_by_role(model: nn.Module, roles: Iterable[str], most_dimensions: int
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue
-        role = embeddings.get(id(param)) or _role_by_name(name) or _role_by_shape(param, most_dimensions)
+        role = _vision_role(name) or embeddings.get(id(param)) or _role_by_name(name) or _role_by_shape(param, most_dimensions)
         if role is None:
             unknown.append(f"{name} {tuple(param.shape)}")
         else:
@@ -111,6 +117,10 @@ def _embedding_roles(model: nn.Module) -> dict[int, str]:
     if output is not None:
         roles[id(output.weight)] = "unembedding"
     return roles
+
+
+def _vision_role(name: str) -> str | None:
+    return "vision" if VISION_MODULES & set(name.split(".")) else None
 
 
 def _role_by_name(name: str) -> str | None:

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from chatsft.adapters import add_adapter, base_fingerprint, check_adapter_arguments, quantization_options
-from chatsft.arguments import ModelArguments
+from chatsft.arguments import ModelArguments, RecipeError
 from chatsft.model.loading import load_model_and_tokenizer, load_tokenizer
 from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.model.tokenization_gpt import GPTTokenizer
@@ -35,7 +35,10 @@ def load_policy(model_args: ModelArguments, seed: int, with_reference: bool) -> 
     """Load a model that answers in nanochat's chat format, or say why there is none."""
     check_adapter_arguments(model_args)
     name, tokenizer_path = model_args.model_name_or_path, model_args.tokenizer_path
-    load_tokenizer(name, tokenizer_path)  # another format is refused before gigabytes are read
+    reads_images = load_tokenizer(name, tokenizer_path).num_image_tokens > 0  # another format is refused before gigabytes are read
+    if reads_images or model_args.vision_model is not None:
+        reader = name if reads_images else "vision_model"
+        raise RecipeError(f"{reader} reads images, but preferences and rewards are for models that read text only.")
     options = quantization_options(model_args) | {"attn_implementation": model_args.attn_implementation}
     model, tokenizer = load_model_and_tokenizer(name, tokenizer_path, **options)
     reference = copy.deepcopy(model).requires_grad_(False) if with_reference else None
