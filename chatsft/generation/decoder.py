@@ -14,6 +14,7 @@ from chatsft.generation.kernel_step import KernelStep, has_kernels
 from chatsft.generation.sampling import Sampling
 from chatsft.generation.slots import LENGTH, TOKEN, SlotCache, Slots
 from chatsft.model.attention import VARLEN
+from chatsft.model.head import GPTHead
 from chatsft.model.modeling_gpt import GPTForCausalLM, window_masks
 
 CAPACITY_UNIT = 256
@@ -111,7 +112,7 @@ def can_decode(model: PreTrainedModel) -> bool:
     is_whole = all(type(parameter) is nn.Parameter and parameter.device == model.device for parameter in parameters)
     if not is_whole or model.device.type == "meta":
         return False
-    return model.device.type != "cuda" or (has_kernels(model.device) and _is_plain(model))
+    return model.device.type != "cuda" or (has_kernels(model.device) and has_plain_weights(model))
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
@@ -186,12 +187,12 @@ def _parts_to_fill(lengths: list[int]) -> list[list[int]]:
     return [part for part in parts if part]
 
 
-def _is_plain(model: GPTForCausalLM) -> bool:
+def has_plain_weights(model: GPTForCausalLM) -> bool:
     """Say whether every matrix is a plain one, without adapters or quantization, and nobody hooked into the forward pass."""
     if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return False
     kinds = {type(module) for layer in model.model.layers for module in (*layer.self_attn.children(), *layer.mlp.children())}
-    return kinds == {nn.Linear} and type(model.lm_head) is nn.Linear
+    return kinds == {nn.Linear} and type(model.lm_head) is GPTHead
 
 
 def _addresses(model: nn.Module) -> tuple[int, ...]:

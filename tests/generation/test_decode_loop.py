@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from chatsft.generation import decode_loop, decoder
 from chatsft.generation.custom_generate import decode
 from chatsft.generation.decode_loop import DecodeLoop, Row, decode_rows
-from chatsft.generation.decoder import can_decode, release_workspaces
+from chatsft.generation.decoder import can_decode, has_plain_weights, release_workspaces
 from chatsft.generation.sampling import Sampling
 from chatsft.generation.slots import LENGTH, Slots
 from chatsft.generation.tool_state import ControlTokens, ToolCallState
@@ -258,6 +258,18 @@ def test_an_attention_without_added_masks_is_not_served(attention):
     assert can_decode(model)
     model.config._attn_implementation_internal = attention
     assert not can_decode(model)
+
+
+@pytest.mark.parametrize("generation", ["2025", "2026"])
+def test_the_kernels_serve_plain_weights_alone(generation):
+    model = build_model(generation)
+    assert has_plain_weights(model)
+    hook = model.model.layers[0].register_forward_hook(lambda *call: None)
+    assert not has_plain_weights(model)
+    hook.remove()
+    assert has_plain_weights(model)
+    model.model.layers[1].mlp.up_proj = torch.nn.Sequential(model.model.layers[1].mlp.up_proj)
+    assert not has_plain_weights(model)
 
 
 def test_a_call_uses_the_workspace_of_the_one_before_until_it_is_too_small():
