@@ -60,6 +60,7 @@ class FinalEvaluation(TrainerCallback):
 def set_verbosity(is_main_process: bool = True) -> None:
     """Leave the console to the run's own lines; what was read from where is told by one process."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("huggingface_hub").propagate = False  # it writes its warnings itself
     logging.getLogger("chatsft").setLevel(logging.INFO if is_main_process else logging.WARNING)
     transformers_logging.set_verbosity_warning()
     transformers_logging.disable_progress_bar()
