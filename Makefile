@@ -50,7 +50,7 @@ clean:
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 $(INSTALLED): $(REQUIREMENTS)
-	@echo "Installing into $(VENV)"
+	@echo "Installing into $(VENV), which takes a few minutes: PyTorch is large"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) .
 	@touch $@

@@ -1,4 +1,4 @@
-"""Adapters: LoRA, DoRA and QLoRA through peft, by recipe keys. peft is an optional extra (pip install chatsft[peft])."""
+"""Adapters: LoRA, DoRA and QLoRA through peft, by recipe keys. peft is an optional extra (pip install 'chatsft[peft]')."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def check_adapter_arguments(model_args: ModelArguments) -> None:
             "with the run that made it by resume_from_checkpoint."
         )
     if model_args.lora_r is not None and find_spec("peft") is None:
-        raise RecipeError("lora_r needs peft, which is not installed: pip install chatsft[peft].")
+        raise RecipeError("lora_r needs peft, which is not installed: pip install 'chatsft[peft]'.")
     if model_args.load_in_4bit and find_spec("bitsandbytes") is None:
         raise RecipeError("load_in_4bit needs bitsandbytes, which is not installed: pip install bitsandbytes, or set load_in_4bit: false.")
     if model_args.load_in_4bit and not torch.accelerator.is_available():

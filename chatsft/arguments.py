@@ -1,11 +1,14 @@
 """The arguments of a run, which are also the keys of a recipe."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import torch
 from huggingface_hub import constants, get_token
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 
 class RecipeError(ValueError):
@@ -157,12 +160,15 @@ class RunArguments:
     resume_from_checkpoint: str | bool | None = None
 
     def __post_init__(self):
+        if self.bf16 and not self.use_cpu and not torch.accelerator.is_available():
+            raise RecipeError("bf16 is set, but there is no GPU here. To train on the CPU, set bf16: false and use_cpu: true.")
+        _check_output_dir(self.output_dir)
         super().__post_init__()
+        _check_loggers(self.report_to)
+        _check_numbers(self)
         _check_choice("optimizer", self.optimizer, ("muon_2025", "muon_2026", "adamw"))
         _check_choice("lora_optimizer", self.lora_optimizer, ("muon_2025", "muon_2026", "adamw"))
         _check_eval_tasks(self)
-        if self.per_device_train_batch_size < 1:
-            raise RecipeError(f"per_device_train_batch_size is {self.per_device_train_batch_size}; it must be at least 1.")
         if self.push_to_hub:
             _check_hub(self)
 
@@ -241,6 +247,32 @@ def _check_hub(args: RunArguments) -> None:
         os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
     if get_token() is None:
         raise RecipeError("push_to_hub is set, but there is no token to write with. Run hf auth login, set HF_TOKEN, or set hub_token.")
+
+
+def _check_output_dir(name: str | None) -> None:
+    """See before anything is loaded that the folder can be made."""
+    if name == "":
+        raise RecipeError("output_dir is ''. Name a folder.")
+    in_the_way = [str(path) for path in (Path(name or "."), *Path(name or ".").parents) if path.is_file()]
+    if in_the_way:
+        raise RecipeError(f"output_dir is {name!r}, but {in_the_way[0]} is a file. Name a folder.")
+
+
+def _check_loggers(names: Sequence[str]) -> None:
+    missing = sorted(set(names) & INTEGRATION_TO_CALLBACK.keys() - set(get_available_reporting_integrations()))
+    if missing:
+        raise RecipeError(f"report_to has {missing[0]}, which is not installed here. Install it, or leave it out.")
+
+
+def _check_numbers(args: RunArguments) -> None:
+    for name in ("matrix_lr", "embedding_lr", "unembedding_lr", "scalar_lr", "init_lr_frac", "final_lr_frac", "num_train_epochs"):
+        if vars(args)[name] < 0:
+            raise RecipeError(f"{name} is {vars(args)[name]}; it must be at least 0.")
+    if not 0 <= args.warmdown_ratio <= 1:
+        raise RecipeError(f"warmdown_ratio is {args.warmdown_ratio}; it is a share of the updates, from 0 to 1.")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        if vars(args)[name] < 1:
+            raise RecipeError(f"{name} is {vars(args)[name]}; it must be at least 1.")
 
 
 def _check_eval_tasks(args: RunArguments) -> None:

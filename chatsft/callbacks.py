@@ -1,6 +1,7 @@
 """What a run prints, and the evaluation after its last step."""
 
 import logging
+import warnings
 
 import datasets
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
@@ -60,6 +61,8 @@ class FinalEvaluation(TrainerCallback):
 def set_verbosity(is_main_process: bool = True) -> None:
     """Leave the console to the run's own lines; what was read from where is told by one process."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # accelerate's, of its own call
+    logging.getLogger("huggingface_hub").propagate = False  # it writes its warnings itself
     logging.getLogger("chatsft").setLevel(logging.INFO if is_main_process else logging.WARNING)
     transformers_logging.set_verbosity_warning()
     transformers_logging.disable_progress_bar()

@@ -7,6 +7,7 @@ chatsft chat CHECKPOINT --web [--compare OTHER_CHECKPOINT]
 """
 
 import argparse
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def chat(options: argparse.Namespace) -> None:
     """Talk until the person leaves, on a page or in the terminal, or answer one prompt."""
+    if options.web:
+        check_address(options.host, options.port)
     settings = AnswerSettings(**{name: vars(options)[name] for name in AnswerSettings.__dataclass_fields__})
     speakers = [load_speaker(name, options) for name in (options.checkpoint, options.compare) if name]
     if options.web:
@@ -48,6 +51,16 @@ def load_speaker(name: str, options: argparse.Namespace) -> Speaker:
     """Load a checkpoint to talk to, in bfloat16 on a GPU."""
     dtype = torch.bfloat16 if options.device.type == "cuda" else torch.float32
     return Speaker(name, *load_chat_model(name, options.tokenizer_path, device=options.device, dtype=dtype))
+
+
+def check_address(host: str, port: int | None) -> None:
+    """See before the model is loaded that the page can be served there."""
+    try:
+        with socket.create_server((host, port or 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        place = f"--host {host}" if port is None else f"--host {host} --port {port}"
+        raise ValueError(f"{place}: cannot serve there ({error}). Name another, or leave them out.") from error
 
 
 def serve_page(speakers: list[Speaker], settings: AnswerSettings, options: argparse.Namespace) -> None:
@@ -70,7 +83,9 @@ def serve_page(speakers: list[Speaker], settings: AnswerSettings, options: argpa
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="chatsft chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="chatsft chat", usage="chatsft chat CHECKPOINT ...", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", help="folder written by save_pretrained, Hub id, or nanochat checkpoint folder")
     parser.add_argument("--tokenizer_path", help="another tokenizer; for a nanochat checkpoint the folder of tokenizer.pkl")
     parser.add_argument("--prompt", help="answer this once, to stdout, and exit")
@@ -91,6 +106,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.temperature < 0 or options.top_k < 0 or options.max_new_tokens < 1:
         parser.error("--temperature and --top_k may be 0 or more, --max_new_tokens 1 or more")
+    if options.port is not None and not 0 < options.port < 65536:
+        parser.error("--port is a number from 1 to 65535")
     if options.web and options.prompt is not None:
         parser.error("--prompt is answered in the terminal; leave out one of --web and --prompt")
     if options.web and options.image:

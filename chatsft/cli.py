@@ -24,7 +24,7 @@ VERBS = {
 EXAMPLES = """\
 examples:
   chatsft preview recipes/quickstart.yaml --stats
-  chatsft train recipes/quickstart.yaml max_steps=20
+  chatsft train recipes/quickstart.yaml max_steps=20 output_dir=runs/short
   chatsft eval runs/quickstart --tasks Arithmetic
   chatsft chat runs/quickstart
   chatsft report runs/quickstart

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, NanoChatConfig, NanoChatForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from chatsft import __version__
 from chatsft.model.conversation import CHAT_TEMPLATE
@@ -37,6 +38,7 @@ class ConvertError(ValueError):
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; 0 when the model was written, 2 when the input was refused."""
     arguments = make_parser().parse_args(argv)
+    disable_progress_bar()
     try:
         arguments.run(arguments)
     except (ValueError, OSError) as error:

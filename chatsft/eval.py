@@ -27,7 +27,7 @@ from chatsft.evaluation.statistics import BASELINES
 from chatsft.evaluation.task_evaluation import ANSWERS_AT_A_TIME
 from chatsft.evaluation.task_selection import select_tasks
 from chatsft.generation.penalties import add_penalties, check_penalties
-from chatsft.model.loading import load_chat_model
+from chatsft.model.loading import load_chat_model, load_tokenizer
 from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.model_card import CARD_FILE, add_results
 from chatsft.program import exit_code
@@ -56,7 +56,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="chatsft eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="chatsft eval", usage="chatsft eval CHECKPOINT ...", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", help="folder written by save_pretrained, Hub id, or nanochat checkpoint folder")
     parser.add_argument("--tokenizer_path", help="another tokenizer; for a nanochat checkpoint the folder of tokenizer.pkl")
     parser.add_argument("--tasks", nargs="+", help=f"task names, also 'A|B|C' (default without --conversations: {' '.join(BASELINES)})")
@@ -64,15 +66,15 @@ def make_parser() -> argparse.ArgumentParser:
         "--conversations", nargs="+", help="files, folders or Hub datasets, or mixture entries {...}: loss by turn, bits per byte"
     )
     parser.add_argument("--data_root", help="folder with the tasks' data as files; without it they come from the Hub")
-    parser.add_argument("--max_problems", type=_positive, help="only the first problems of each task")
+    parser.add_argument("--max_problems", type=count, help="only the first problems of each task")
     parser.add_argument(
-        "--batch_size", type=_positive, help=f"most problems at a time (default: {ANSWERS_AT_A_TIME} answers; letters by tokens)"
+        "--batch_size", type=count, help=f"most problems at a time (default: {ANSWERS_AT_A_TIME} answers; letters by tokens)"
     )
     parser.add_argument("--temperature", type=float, default=DEFAULTS.temperature, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--top_k", type=int, default=DEFAULTS.top_k, help="sample among the most likely, 0 is all (default: %(default)s)")
-    parser.add_argument("--max_new_tokens", type=_positive, default=DEFAULTS.max_new_tokens, help="longest answer (default: %(default)s)")
+    parser.add_argument("--max_new_tokens", type=count, default=DEFAULTS.max_new_tokens, help="longest answer (default: %(default)s)")
     add_penalties(parser)
-    parser.add_argument("--num_samples", type=_positive, default=DEFAULTS.num_samples, help="answers per problem (default: %(default)s)")
+    parser.add_argument("--num_samples", type=count, default=DEFAULTS.num_samples, help="answers per problem (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="write the results, with every prompt, answer and verdict, to this JSON file")
     parser.add_argument("--baseline", type=Path, help="an earlier --output: print the paired difference in each task")
     parser.add_argument("--allow_weak_sandbox", action="store_true", help="run generated code even where it cannot be locked in")
@@ -85,6 +87,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.temperature < 0 or arguments.top_k < 0:
         parser.error("--temperature and --top_k may be 0 or more")
+    if arguments.output and (arguments.output.is_dir() or any(folder.is_file() for folder in arguments.output.parents)):
+        parser.error(f"--output: no file can be written at {arguments.output}; name another, as scores.json")
     if arguments.update_card and not (Path(arguments.checkpoint) / CARD_FILE).is_file():
         parser.error(f"--update_card: {arguments.checkpoint} holds no model card ({CARD_FILE})")
     if arguments.tasks is None:
@@ -111,6 +115,7 @@ def load_conversations(words: list[str], data_root: str | None) -> datasets.Data
 
 def evaluate(arguments: argparse.Namespace) -> Iterator[Results]:
     """Load everything, so that what is missing is missed before the model runs, then give the results so far after each part."""
+    load_tokenizer(arguments.checkpoint, arguments.tokenizer_path)  # a wrong name is missed before any data is fetched
     state = PartialState(cpu=not torch.accelerator.is_available())
     with state.main_process_first():
         tasks = select_tasks(arguments.tasks, arguments.data_root, arguments.allow_weak_sandbox)
@@ -138,7 +143,7 @@ def evaluation_options(arguments: argparse.Namespace) -> EvaluationOptions:
     return EvaluationOptions(**{field.name: given[field.name] for field in fields(EvaluationOptions) if field.name in given})
 
 
-def _positive(text: str) -> int:
+def count(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is below 1")

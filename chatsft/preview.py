@@ -59,6 +59,8 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
         options.num = ON_PAGE if options.html else IN_TERMINAL
     if options.num < 0:
         parser.error("--num may be 0 or more")
+    if options.num == 0 and not options.stats and not options.html:
+        parser.error("--num 0 shows nothing; add --stats or --html")
     return options, overrides
 
 

@@ -35,6 +35,10 @@ OF_CHAT = {
 ARGUMENTS = (ModelArguments, DataArguments, ChatArguments)
 
 
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", list: "a list", dict: "key: value pairs"}
+"""What a value may be, for errors."""
+
+
 class Recipe(typing.NamedTuple):
     """The arguments of a run, the folder its recipe lies in, and what was set, overrides included."""
 
@@ -71,6 +75,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), arguments: tupl
     recipe = Recipe(*built, folder=Path(path).parent, settings=settings)
     if arguments == ARGUMENTS and recipe.data.packing and recipe.training.loss_average == "micro_batch":
         raise RecipeError(f"{path}: loss_average micro_batch has no meaning for packed rows. Set packing: false, or loss_average: token.")
+    if recipe.data.eval_mixture is None and (recipe.training.eval_strategy != "no" or recipe.training.eval_on_start):
+        raise RecipeError(f"{path}: there is no eval_mixture to validate on. Add one, or set eval_strategy: no and eval_on_start: false.")
     recipe.model.model_name_or_path = _beside(recipe.folder, recipe.model.model_name_or_path)
     recipe.model.tokenizer_path = _beside(recipe.folder, recipe.model.tokenizer_path)
     recipe.model.vision_model = _beside(recipe.folder, recipe.model.vision_model)
@@ -100,7 +106,8 @@ def parse_overrides(tokens: Sequence[str]) -> dict:
         try:
             settings[name] = yaml.load(value, Loader=RecipeLoader)
         except yaml.YAMLError as error:
-            raise RecipeError(f"The value of the override {word!r} is not valid YAML: {' '.join(str(error).split())}") from error
+            reason = " ".join(str(error).split())
+            raise RecipeError(f"The value of the override {word!r} is not valid YAML ({reason}). In a shell, put it in quotes.") from error
     return settings
 
 
@@ -130,11 +137,11 @@ def _beside(folder: Path, name: str | None) -> str | None:
 
 def _read_yaml(path: Path) -> dict:
     try:
-        settings = yaml.load(path.read_text(), Loader=RecipeLoader)
-    except FileNotFoundError:
+        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=RecipeLoader)
+    except (FileNotFoundError, IsADirectoryError):
         raise RecipeError(f"There is no recipe {path}. Recipes that come with chatsft are in recipes/.") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise RecipeError(f"{path} holds no settings. A recipe is a list of key: value lines.")
     return settings
@@ -168,5 +175,5 @@ def _fit(name: str, value, hint, path: str | Path):
         return value
     if isinstance(value, int) and not isinstance(value, bool) and float in plain:
         return float(value)
-    wanted = " or ".join(sorted(kind.__name__ for kind in plain if kind is not type(None)))
+    wanted = " or ".join(word for kind, word in WORDS.items() if kind in plain)
     raise RecipeError(f"{path}: {name} is {value!r}, but it must be {wanted}.")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from chatsft.adapters import save_base_record, save_merged
 from chatsft.callbacks import leave_console
@@ -30,6 +31,8 @@ class RunRecord(TrainerCallback):
             return
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        if state.global_step == 0 and (folder / TRAINER_STATE_NAME).is_file():
+            logger.warning("%s holds the model of an earlier run, which this one will replace. Set another output_dir to keep it", folder)
         (folder / RECIPE_FILE).write_text(recipe_text(self.recipe), encoding="utf-8")
         save_environment(folder, describe_environment(args.world_size, model.config._attn_implementation))
 
@@ -84,3 +87,4 @@ def save_run(
     trainer.save_model()
     if recipe.model.merge_adapter and is_first:
         save_merged(trainer.model, trainer.processing_class, folder, origin)
+    logger.info("wrote %s", folder)

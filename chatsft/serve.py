@@ -42,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
 def check_serving(arguments: Sequence[str]) -> None:
     """Look at the model that is to be served before the server starts."""
     if not is_serve_available():
-        raise ValueError("the server needs fastapi, uvicorn, openai and pydantic. Install them: pip install 'transformers[serving]'.")
+        raise ValueError("the server needs fastapi, uvicorn, openai and pydantic. Install them: pip install 'chatsft[serving]'.")
     if arguments and not arguments[0].startswith("-") and load_tokenizer(arguments[0]).num_image_tokens:
         raise ValueError(f"{arguments[0]} reads images, which this server does not take. Talk to it with chatsft chat.")
 

@@ -1,11 +1,13 @@
 """The terminal chat program, answering with a small model that learned to call the calculator."""
 
 import io
+import socket
 import sys
 
 import pytest
 import torch
 
+import chatsft.chat
 import chatsft.dialogue.speaker
 from chatsft.chat import main
 from chatsft.model.loading import load_chat_model
@@ -41,6 +43,18 @@ def test_a_prompt_is_answered_once_with_its_tool_calls_shown(checkpoint, capsys)
     captured = capsys.readouterr()
     assert captured.out == ANSWER
     assert captured.err == ""
+
+
+@pytest.mark.parametrize("option", [("--port", "TAKEN"), ("--host", "no.such.host.invalid")])
+def test_an_address_that_cannot_be_served_is_an_error_before_the_model_loads(monkeypatch, capsys, option):
+    monkeypatch.setattr(chatsft.chat, "load_speaker", lambda *parts: pytest.fail("loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        name, value = option
+        value = value.replace("TAKEN", str(taken.getsockname()[1]))
+        assert main(["model", "--web", name, value]) == 2
+    error = capsys.readouterr().err
+    assert f"{name} {value}: cannot serve there (" in error
+    assert error.endswith("). Name another, or leave them out.\n")
 
 
 def test_typed_lines_are_answered_until_quit(checkpoint, monkeypatch, capsys):
@@ -127,7 +141,14 @@ def test_what_does_not_load_is_one_line_and_exit_code_2(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "options",
-    [["--temperature", "-1"], ["--top_k", "-1"], ["--max_new_tokens", "0"], ["--device", "abacus"], ["--repetition_penalty", "0"]],
+    [
+        ["--temperature", "-1"],
+        ["--top_k", "-1"],
+        ["--max_new_tokens", "0"],
+        ["--device", "abacus"],
+        ["--repetition_penalty", "0"],
+        ["--port", "99999"],
+    ],
 )
 def test_impossible_options_are_refused(options, capsys):
     with pytest.raises(SystemExit, match="2"):

@@ -112,8 +112,9 @@ def test_samples_add_pass_at_k_to_the_table(checkpoint, data_root, capsys):
         (["ARC-Challenge"], "ARC-Challenge/test.jsonl"),
     ],
 )
-def test_a_task_that_cannot_run_is_an_error_before_the_model_loads(data_root, capsys, tasks, message):
-    assert evaluation_program.main(["no/such/model", "--tasks", *tasks, "--data_root", data_root]) == 2
+def test_a_task_that_cannot_run_is_an_error_before_the_model_loads(checkpoint, data_root, monkeypatch, capsys, tasks, message):
+    monkeypatch.setattr(evaluation_program, "load_model", lambda arguments: pytest.fail("loaded"))
+    assert evaluation_program.main([checkpoint, "--tasks", *tasks, "--data_root", data_root]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
@@ -182,8 +183,15 @@ def test_a_baseline_adds_the_paired_difference(checkpoint, data_root, tmp_path, 
     assert line.split()[:2] == ["ARC-Easy", f"{difference['difference']:+.4f}"]
 
 
-def test_a_baseline_that_is_none_is_an_error_before_the_model_loads(data_root, tmp_path, capsys):
-    arguments = ["no/such/model", "--tasks", "ARC-Easy", "--data_root", data_root, "--baseline", str(tmp_path / "none.json")]
+def test_a_model_that_is_not_there_is_an_error_before_data_is_fetched(monkeypatch, capsys):
+    monkeypatch.setattr(evaluation_program, "select_tasks", lambda *options: pytest.fail("fetched"))
+    assert evaluation_program.main(["no/such/model"]) == 2
+    assert capsys.readouterr().err == "error: no/such/model is not a folder. Name a folder with a tokenizer or a Hub id.\n"
+
+
+def test_a_baseline_that_is_none_is_an_error_before_the_model_loads(checkpoint, data_root, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(evaluation_program, "load_model", lambda arguments: pytest.fail("loaded"))
+    arguments = [checkpoint, "--tasks", "ARC-Easy", "--data_root", data_root, "--baseline", str(tmp_path / "none.json")]
     assert evaluation_program.main(arguments) == 2
     assert "none.json is not there" in capsys.readouterr().err
 
@@ -219,6 +227,17 @@ def test_a_wrong_option_ends_with_the_usage(option, capsys):
         evaluation_program.main(["model", *option])
     assert stop.value.code == 2
     assert option[0] in capsys.readouterr().err
+
+
+def test_an_output_that_is_no_file_is_an_error_before_anything_is_loaded(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "scores.json"):
+        with pytest.raises(SystemExit):
+            evaluation_program.main(["model", "--output", str(path)])
+        assert capsys.readouterr().err.splitlines() == [
+            "usage: chatsft eval CHECKPOINT ...",
+            f"chatsft eval: error: --output: no file can be written at {path}; name another, as scores.json",
+        ]
 
 
 def test_the_default_is_all_six_tasks():

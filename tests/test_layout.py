@@ -201,3 +201,11 @@ def test_no_file_mentions_a_folder_of_somebodys_machine():
 def test_such_a_folder_is_recognised(folder, is_found):
     assert bool(HOME_PATH.search(f"look in /{folder}/someone/data")) is is_found
     assert not HOME_PATH.search(f"recipes/{folder}/someone")
+
+
+def test_the_map_in_the_readme_names_every_part_and_nothing_else():
+    package = REPOSITORY / "chatsft"
+    shown = (REPOSITORY / "README.md").read_text().partition("## Read the code")[2]
+    parts = {path.name for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()} - {"__init__.py"}
+    assert {part for part in parts if part not in shown} == set()
+    assert {name for name in re.findall(r"\w+\.py", shown) if not list(package.rglob(name))} == set()

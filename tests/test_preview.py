@@ -181,3 +181,6 @@ def test_a_negative_number_ends_with_the_usage(recipe, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([str(recipe), "--num", "-1"])
     assert "--num may be 0 or more" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(recipe), "--num", "0"])
+    assert "--num 0 shows nothing; add --stats or --html" in capsys.readouterr().err

@@ -67,14 +67,21 @@ def test_a_model_beside_the_recipe_is_found(tmp_path):
     [
         (MINIMAL + "matrix_rl: 0.1\n", "unknown key 'matrix_rl'. Did you mean 'matrix_lr'"),
         (MINIMAL + "learning_rate: 0.1\n", "learning_rate has no effect here. Use matrix_lr"),
-        (MINIMAL + "max_length: long\n", "max_length is 'long', but it must be int"),
+        (MINIMAL + "max_length: long\n", "max_length is 'long', but it must be a whole number"),
         (MINIMAL + "max_length: 0\n", "max_length is 0"),
-        (MINIMAL + "packing: 3\n", "packing is 3, but it must be bool"),
+        (MINIMAL + "packing: 3\n", "packing is 3, but it must be true or false"),
         (MINIMAL + "optimizer: muon\n", "optimizer is 'muon'; it may be muon_2025"),
         (MINIMAL + "total_batch_size: 4096\n", "either target_examples_per_step"),
         (MINIMAL + "loss_average: micro_batch\n", "micro_batch has no meaning for packed rows"),
         (MINIMAL + "label_smoothing_factor: 0.1\n", "label_smoothing_factor is set"),
         (MINIMAL + "per_device_train_batch_size: 0\n", "per_device_train_batch_size is 0"),
+        (MINIMAL + "per_device_eval_batch_size: -1\n", "per_device_eval_batch_size is -1"),
+        (MINIMAL + "init_lr_frac: -1\n", "init_lr_frac is -1"),
+        (MINIMAL + "warmdown_ratio: 2\n", "warmdown_ratio is 2.0; it is a share of the updates, from 0 to 1"),
+        (MINIMAL + "output_dir: ''\n", "output_dir is ''. Name a folder"),
+        (MINIMAL + "report_to: neptune\n", "report_to has neptune, which is not installed here. Install it, or leave it out"),
+        (MINIMAL + "eval_strategy: steps\neval_steps: 5\n", "there is no eval_mixture to validate on. Add one, or set eval_strategy: no"),
+        (MINIMAL + "\tseed: 1\n", r"recipe.yaml is not valid YAML: while scanning .* cannot start any token"),
         (MINIMAL + "seed: 1\nseed: 2\n", "'seed' appears twice"),
         ("train_mixture: []\ntarget_examples_per_step: 4\n", "lacks model_name_or_path"),
         ("- a\n", "holds no settings"),
@@ -97,9 +104,22 @@ def test_an_override_that_is_no_yaml_is_refused():
         parse_overrides(["matrix_lr=["])
 
 
-def test_a_missing_recipe_is_named(tmp_path):
+@pytest.mark.parametrize("name", ["none.yaml", "."])
+def test_a_missing_recipe_is_named(tmp_path, name):
     with pytest.raises(RecipeError, match="There is no recipe"):
-        load_recipe(tmp_path / "none.yaml")
+        load_recipe(tmp_path / name)
+
+
+def test_a_file_in_the_way_of_output_dir_is_named_before_anything_is_loaded(tmp_path):
+    recipe = write(tmp_path)
+    with pytest.raises(RecipeError, match=f"output_dir is '{recipe}/run', but {recipe} is a file. Name a folder."):
+        load_recipe(recipe, [f"output_dir={recipe}/run"])
+
+
+def test_bf16_without_a_gpu_says_what_to_set(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    with pytest.raises(RecipeError, match="bf16 is set, but there is no GPU here"):
+        load_recipe(write(tmp_path), ["bf16=true"])
 
 
 @pytest.mark.parametrize(

@@ -106,4 +106,4 @@ def test_what_cannot_be_served_is_said_before_the_server_starts(monkeypatch, tmp
     assert f"error: {tmp_path} holds no tokenizer" in capsys.readouterr().err
     monkeypatch.setattr(serve, "is_serve_available", lambda: False)
     assert serve.main([str(BASE)]) == 2
-    assert "pip install 'transformers[serving]'" in capsys.readouterr().err
+    assert "pip install 'chatsft[serving]'" in capsys.readouterr().err

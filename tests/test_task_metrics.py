@@ -161,7 +161,7 @@ def test_the_loss_on_conversations_is_the_validation_loss_of_training(tmp_path):
         (["eval_tasks=[arc-easy]"], "did you mean ARC-Easy?"),
         (["eval_tasks=[SmolTalk]"], "can be trained on but not evaluated"),
         (["eval_tasks=[GSM8K]"], "gsm8k/test.jsonl is not there"),
-        (["eval_tasks=MMLU"], "eval_tasks is 'MMLU', but it must be list"),
+        (["eval_tasks=MMLU"], "eval_tasks is 'MMLU', but it must be a list"),
         (["eval_tasks=[]"], "it is a list of task names"),
         (["eval_metrics_every=0"], "eval_metrics_every is 0"),
         (["eval_max_problems=0"], "eval_max_problems is 0"),

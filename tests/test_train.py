@@ -278,3 +278,14 @@ def test_tokens_of_a_step_are_divided_by_whole_rows():
     assert divide("total_batch_size", 4096, 2, 4, 256) == 2
     with pytest.raises(RecipeError, match=r"take 768 tokens at a time.*to 1536 or 2304, or per_device_train_batch_size to 1, 2, 4 or 8\."):
         divide("total_batch_size", 2048, 3, 1, 256)
+
+
+def test_a_run_says_where_its_model_is_and_that_it_replaces_an_earlier_one(tmp_path, caplog):
+    options = ("max_steps=1", "eval_strategy=no", "eval_on_start=false")
+    said = []
+    for _ in range(2):
+        caplog.clear()
+        run(tmp_path / "out", *options)
+        said.append([record.getMessage() for record in caplog.records if record.name == "chatsft.run_folder"])
+    replaces = f"{tmp_path}/out holds the model of an earlier run, which this one will replace. Set another output_dir to keep it"
+    assert said == [[f"wrote {tmp_path}/out"], [replaces, f"wrote {tmp_path}/out"]]

@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import datasets
+from datasets.exceptions import DatasetGenerationError
 
 from chatsft.data.formats import to_messages
 from chatsft.model.conversation import has_image
@@ -115,8 +117,13 @@ class TableConversations:
 
 
 def read_values(path: Path) -> Iterator[tuple[str, object, str | None]]:
-    """Yield (where, value, problem) for each line, or for each element of a .json file that is one array."""
-    values = read_array(path) if path.suffix == ".json" else None
+    """Yield (where, value, problem) for each line, or for each element of a file that is one array over several lines."""
+    (number, first), (_, second) = [*itertools.islice(read_lines(path), 2), (1, b""), (1, b"")][:2]
+    if first == b"{" and second.startswith(b'"'):
+        where = f"{path}:{number}"
+        yield where, None, f"{where}: one object over several lines. Write each conversation on one line, or all of them as one array."
+        return
+    values = read_array(path) if path.suffix == ".json" or first == b"[" else None
     if values is not None:
         yield from values
         return
@@ -212,9 +219,17 @@ def open_path(entry: dict, places: list[Path]) -> FileConversations | TableConve
     if path.suffix in JSON_FORMATS:
         return FileConversations(path, columns)
     if path.suffix in TABLE_FORMATS:
-        rows = datasets.load_dataset(TABLE_FORMATS[path.suffix], data_files=str(path), split="train")
-        return TableConversations(rows, columns, path.name, path.parent)
+        return TableConversations(load_table(path), columns, path.name, path.parent)
     raise ValueError(f"{path}: unknown file type {path.suffix!r}; mixtures read {', '.join([*JSON_FORMATS, *TABLE_FORMATS])} and folders")
+
+
+def load_table(path: Path) -> datasets.Dataset:
+    kind = TABLE_FORMATS[path.suffix]
+    try:
+        return datasets.load_dataset(kind, data_files=str(path), split="train")
+    except (DatasetGenerationError, ValueError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"{path} cannot be read as {kind} ({reason}). Correct the file, or write it anew.") from error
 
 
 def find_path(path: str, places: list[Path]) -> Path | None:
@@ -232,7 +247,7 @@ def load_folder(path: Path, split: str) -> datasets.Dataset:
 
 def load_from_hub(path: str, name: str | None, split: str, places: list[Path]) -> datasets.Dataset:
     """Load a dataset of the Hub; what is no "organisation/dataset" was meant as a file."""
-    looked_in = ", ".join(str(place / path) for place in places) or "no folder"
+    looked_in = ", ".join(dict.fromkeys(str(place / path) for place in places)) or "no folder"
     if not HUB_ID.fullmatch(path) or Path(path).suffix in (*JSON_FORMATS, *TABLE_FORMATS):
         raise FileNotFoundError(f"{path} is not there; looked for {looked_in}")
     try:

@@ -17,7 +17,7 @@ def check_entry(entry: object, where: str) -> None:
     A task entry also takes the task's own options.
     """
     if not isinstance(entry, dict):
-        raise ValueError(f"{where} is a {type(entry).__name__}; expected an object with task: or path:")
+        raise ValueError(f"{where} is {entry!r}; expected an object, as {{task: GSM8K, split: train}} or {{path: chats.jsonl}}")
     if ("task" in entry) == ("path" in entry):
         given = "both task and path" if "task" in entry else f"neither task nor path, but {', '.join(map(str, entry)) or 'nothing'}"
         raise ValueError(f"{where} has {given}; give exactly one of them")

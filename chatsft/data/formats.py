@@ -105,7 +105,7 @@ def map_turns(turns: object, system: object = None, unused: tuple[str, ...] = ()
         system: a system text that stands beside the turns.
     """
     if not isinstance(turns, list):
-        return Mapped(turns, "messages", 0, unused)
+        raise ConversationError(f"messages is {describe(turns)}, expected a list of {{role, content}}{text_hint(turns)}")
     is_sharegpt = any(isinstance(turn, dict) and "from" in turn for turn in turns)
     messages = [convert_turn(number, turn) for number, turn in enumerate(turns)] if is_sharegpt else turns
     messages = [rename_role(message) for message in messages]
@@ -152,6 +152,17 @@ def join_texts(message: object) -> object:
         return message
 
 
+def text_hint(turns: object) -> str:
+    """Say what a text in place of messages was meant as.
+
+    >>> text_hint('[{"role": "user", "content": "Hi"}]')
+    '. They are JSON in quotes: write them without.'
+    """
+    if not isinstance(turns, str):
+        return ""
+    return ". They are JSON in quotes: write them without." if turns.lstrip().startswith("[") else ". Raw text goes under text."
+
+
 def check_text(text: object) -> str:
     if not isinstance(text, str) or not text:
         raise ConversationError(f"the text is {describe(text) if text else 'empty'}, expected a string to train on")
@@ -179,4 +190,4 @@ def describe(value: object) -> str:
     """Name a value for an error: a dict by its keys, anything else by its type."""
     if isinstance(value, dict):
         return f"an object with {', '.join(map(str, value)) or 'nothing'}"
-    return f"a {type(value).__name__}"
+    return "a text" if isinstance(value, str) else f"a {type(value).__name__}"

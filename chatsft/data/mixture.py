@@ -133,6 +133,8 @@ def format_counts(counts: Counter) -> str:
 
 def generate_rows(conversations: Conversations, entry: dict) -> Iterator[dict]:
     """Yield the rows of an entry; all bad rows of a file come first, those outside the cut too."""
+    if not len(conversations):
+        raise ValueError(f"{conversations.source} is empty. Write one conversation a line.")
     picked = pick_rows(len(conversations), entry)
     if not len(picked):
         raise ValueError(f"{conversations.source}: no conversations left; it has {len(conversations)}, start is {entry.get('start') or 0}")

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_files
 
 from .fingerprint import weights_fingerprint
 from .modeling_gpt import GPTForCausalLM
@@ -141,8 +141,8 @@ def load_any_tokenizer(name_or_path: str, tokenizer_path: str | None = None) -> 
 def _check_chat_format(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     if not isinstance(tokenizer, GPTTokenizer):
         raise LoadingError(
-            f"{name} has a {type(tokenizer).__name__}, which does not know nanochat's chat format. "
-            "Set tokenizer_path to what chatsft.convert wrote or to the folder of tokenizer.pkl."
+            f"{name} has a {type(tokenizer).__name__}, which does not know nanochat's chat format, that of chat and eval. "
+            "Of a nanochat model, set tokenizer_path to the folder of tokenizer.pkl; another model is for transformers and lm_eval."
         )
 
 
@@ -153,10 +153,10 @@ def _read_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if folder.is_dir() and not (folder / "tokenizer_config.json").is_file():
         raise LoadingError(f"{name} holds no tokenizer: neither tokenizer_config.json nor tokenizer.pkl. Set tokenizer_path to one.")
     files = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
-    if not folder.is_dir() and not any(cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files):
+    if not folder.is_dir() and not cached_files(name, files, _raise_exceptions_for_missing_entries=False):
         raise LoadingError(
             f"{name} does not load: no folder here, and no tokenizer on the Hub or in its cache (none of {', '.join(files)}). "
-            "Check the name, or set tokenizer_path."
+            "Check the name and the network, or set tokenizer_path."
         )
     if is_transformers_nanochat(name):
         with suppress(TokenizerFileError):  # another tokenizer than nanochat's stays what it is

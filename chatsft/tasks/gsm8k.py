@@ -33,11 +33,11 @@ def split_at_last_equals(calculation: str) -> tuple[str, str]:
 
 
 class GSM8K(Task):
-    """Word problems whose answer ends in `#### number`."""
+    """Word problems whose answer ends in `#### number`; the split has to be named, so that nobody trains on the test by default."""
 
     eval_type = "generative"
 
-    def __init__(self, subset: str = "main", split: str = "test", data_root: str | Path | None = None, **kwargs):
+    def __init__(self, subset: str = "main", split: str | None = None, data_root: str | Path | None = None, **kwargs):
         super().__init__(**kwargs)
         check_choice("GSM8K subset", subset, ("main", "socratic"))
         check_choice("GSM8K split", split, ("train", "test"))

@@ -19,7 +19,7 @@ class MMLU(Task):
 
     eval_type = "categorical"
 
-    def __init__(self, subset: str = "all", split: str = "test", data_root: str | Path | None = None, **kwargs):
+    def __init__(self, subset: str = "all", split: str | None = None, data_root: str | Path | None = None, **kwargs):
         super().__init__(**kwargs)
         if split == "auxiliary_train":
             subset, split = "auxiliary_train", "train"

@@ -66,7 +66,7 @@ def check_columns(row: object, columns: tuple[str, ...], where: str) -> None:
             raise ValueError(f"{where}: no column {column!r}; this line has {', '.join(row) or 'none'}")
 
 
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str | None, known: tuple[str, ...]) -> None:
     """Raise unless an option (subset, split) has one of its known values."""
     if value not in known:
-        raise ValueError(f"{name} is {value!r}; it is one of {', '.join(known)}")
+        raise ValueError(f"{name} is {'not set' if value is None else repr(value)}; it is one of {', '.join(known)}")

@@ -56,6 +56,25 @@ def test_a_json_file_is_one_array_or_lines(tmp_path, text, expected):
     assert load("chat.json") == expected
 
 
+def test_an_array_over_several_lines_is_read_whatever_the_file_is_called(tmp_path):
+    (tmp_path / "chat.jsonl").write_text(json.dumps([{"messages": PARTS}, PAIR], indent=2))
+    assert load("chat.jsonl") == [PARTS, PAIR]
+
+
+@pytest.mark.parametrize("name", ["chat.jsonl", "chat.json"])
+def test_an_object_over_several_lines_is_one_error(tmp_path, name):
+    (tmp_path / name).write_text(json.dumps({"messages": PAIR}, indent=2))
+    with pytest.raises(ConversationError, match=rf"^{name}:1: one object over several lines. Write each conversation on one line,"):
+        load(name)
+
+
+def test_a_table_that_cannot_be_read_is_an_error_with_its_name(tmp_path):
+    for name in ("chat.csv", "chat.parquet"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(ValueError, match=rf"^{name} cannot be read as (csv|parquet) \(.+\). Correct the file, or write it anew.$"):
+            load(name)
+
+
 def test_parquet_csv_and_folders_are_read(tmp_path):
     rows = datasets.Dataset.from_list([{"messages": PAIR}])
     rows.to_parquet(tmp_path / "chat.parquet")
@@ -79,6 +98,8 @@ def test_half_characters_become_the_replacement_character(tmp_path):
         ("[]", "there is no user message"),
         ("3", "no conversation in a int"),
         ('{"txt": "a"}', "no conversation in an object with txt"),
+        ('{"messages": "Hi"}', "messages is a text, expected a list of {role, content}. Raw text goes under text."),
+        (json.dumps({"messages": json.dumps(PAIR)}), "messages is a text, expected a list of {role, content}. They are JSON in quotes:"),
         (
             json.dumps([*PAIR, {"role": "tool", "content": "x"}]),
             "message 2 has role 'tool', expected 'user'. Put tool output in a python_output part.",

@@ -48,7 +48,7 @@ def test_every_layout_gives_messages(value, columns, messages):
         ({"text": ""}, None, "the text is empty, expected a string to train on"),
         ({"text": ["a"]}, None, "the text is a list, expected a string to train on"),
         ({"body": "a"}, {"text": "text"}, "no column 'text' in an object with body"),
-        ("a", None, "no conversation in a str; expected"),
+        ("a", None, "no conversation in a text; expected"),
         ({"chat": MESSAGES}, {"messages": "chats"}, "no column 'chats' in an object with chat"),
         ([], {"messages": "chat"}, "no column 'chat' in a list"),
         (

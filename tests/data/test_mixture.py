@@ -144,7 +144,7 @@ def test_tasks_with_a_bad_conversation_name_it(tmp_path):
 @pytest.mark.parametrize(
     "entry, message",
     [
-        ("chat.jsonl", "mixture entry 2 is a str; expected an object with task: or path:"),
+        ("chat.jsonl", "mixture entry 2 is 'chat.jsonl'; expected an object, as {task: GSM8K, split: train} or {path: chats.jsonl}"),
         ({"pth": "x"}, "mixture entry 2 has neither task nor path, but pth"),
         ({"path": "chat.jsonl", "task": "MMLU"}, "mixture entry 2 has both task and path"),
         ({"path": 3}, "mixture entry 2: path is 3; expected a name"),
@@ -161,7 +161,7 @@ def test_tasks_with_a_bad_conversation_name_it(tmp_path):
         ({"task": "Arithmetic", "size": 1.5}, "mixture entry 2: size is 1.5; expected a whole number"),
         ({"path": "chat.jsonl", "start": 5, "stop": 5}, "mixture entry 2: stop 5 leaves nothing after start 5"),
         ({"path": "chat.jsonl", "start": 10}, "chat.jsonl: no conversations left; it has 10, start is 10"),
-        ({"path": "empty.jsonl"}, "empty.jsonl: no conversations left; it has 0, start is 0"),
+        ({"path": "empty.jsonl"}, "empty.jsonl is empty. Write one conversation a line."),
     ],
 )
 def test_an_entry_that_cannot_be_meant_is_an_error(chat, tmp_path, entry, message):

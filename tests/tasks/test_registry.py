@@ -85,6 +85,8 @@ def test_every_name_makes_its_task(tmp_path):
         ),
         ("ARC-Easy", {"subset": "ARC-Challenge", "split": "test"}, "task ARC-Easy has no option 'subset'"),
         ("SmolTalk", {}, "task SmolTalk needs the option 'split'"),
+        ("GSM8K", {}, "GSM8K split is not set; it is one of train, test"),
+        ("MMLU", {}, "MMLU split is not set; it is one of test, "),
         ("no_such_module:Mine", {}, "No module named 'no_such_module'. The module has to be importable"),
         ("chatsft.tasks.arc:ARCC", {}, "module chatsft.tasks.arc has no 'ARCC'"),
         ("chatsft.tasks.arc:Path", {}, "'chatsft.tasks.arc:Path' is not a subclass of chatsft.tasks.Task"),
