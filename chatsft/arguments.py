@@ -105,8 +105,8 @@ class DataArguments:
             raise RecipeError("Set either target_examples_per_step (conversations) or total_batch_size (tokens), and not both.")
         if self.total_batch_size is not None and not self.packing:
             raise RecipeError("total_batch_size counts the tokens of packed rows. Set packing: true, or use target_examples_per_step.")
-        if self.on_bad_row not in ("error", "skip"):
-            raise RecipeError(f"on_bad_row is {self.on_bad_row!r}; it is error or skip.")
+        _check_choice("mixture_order", self.mixture_order, ("shuffled", "sequence"))
+        _check_choice("on_bad_row", self.on_bad_row, ("error", "skip"))
         for name in ("max_length", "target_examples_per_step", "total_batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -32,17 +32,17 @@ class Batches(NamedTuple):
     gradient_accumulation_steps: int
 
 
-def load_conversations(entries: list, recipe: Recipe) -> datasets.Dataset:
-    """Load a mixture of a recipe, in training order."""
+def load_conversations(key: str, entries: list, recipe: Recipe) -> datasets.Dataset:
+    """Load a mixture of a recipe, train_mixture or eval_mixture, in training order."""
     data = recipe.data
     places = {"data_root": data.data_root, "folders": (recipe.folder, ".")}
-    return load_mixture(entries, **places, order=data.mixture_order, on_bad_row=data.on_bad_row)
+    return load_mixture(entries, **places, order=data.mixture_order, on_bad_row=data.on_bad_row, name=key)
 
 
 def load_rendered(key: str, entries: list, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
     """Load a mixture and render it to input_ids and assistant_masks."""
     data = recipe.data
-    conversations = load_conversations(entries, recipe)
+    conversations = load_conversations(key, entries, recipe)
     rendered = render_dataset(conversations, tokenizer, data.max_length, num_proc=data.dataset_num_proc, on_bad_row=data.on_bad_row)
     if not any(mask.any() for batch in rendered.with_format("numpy").iter(1000) for mask in batch["assistant_masks"]):
         raise RecipeError(f"{key} has no token to train on: in every conversation the assistant's part is missing or cut off.")

@@ -27,6 +27,7 @@ from chatsft.model.saved_model import SavedModel, load_config, read_json, read_s
 from chatsft.model.transformers_nanochat import rename_tensors, transformers_nanochat_config
 from chatsft.model.weights_index import save_weights_index
 from chatsft.nanochat_origin import EXTRA_FILE, NOTHING, Origin, find_origin, save_origin
+from chatsft.program import exit_code
 
 DTYPES = {"keep": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -36,16 +37,15 @@ class ConvertError(ValueError):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; 0 when the model was written, 2 when the input was refused."""
+    """Run the program; return its exit code."""
     arguments = make_parser().parse_args(argv)
     disable_progress_bar()
-    try:
-        arguments.run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: convert(arguments))
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    arguments.run(arguments)
     print(f"Wrote {arguments.out}")
-    return 0
 
 
 def convert_to_hf(

@@ -77,7 +77,7 @@ def preview(recipe: Recipe, num: int = IN_TERMINAL, stats: bool = False, html: P
     tokenizer = load_any_tokenizer(recipe.model.model_name_or_path, recipe.model.tokenizer_path)
     if recipe.model.vision_model is not None:
         add_image_tokens(tokenizer, recipe.model.vision_model)
-    mixture = load_conversations(data.train_mixture, recipe)
+    mixture = load_conversations("train_mixture", data.train_mixture, recipe)
     counts_all = stats or html is not None
     shown = mixture if counts_all else mixture.select(range(min(num, len(mixture))))
     rendered = render_dataset(shown, tokenizer, UNCUT, num_proc=data.dataset_num_proc, on_bad_row=data.on_bad_row)
@@ -88,7 +88,8 @@ def preview(recipe: Recipe, num: int = IN_TERMINAL, stats: bool = False, html: P
         return
     mixture = keep_rendered(mixture, rendered)
     counts = count_by_source(mixture, rendered, tokenizer, data.max_length)
-    warnings = advise(counts, count_shared(mixture, load_conversations(data.eval_mixture, recipe)) if data.eval_mixture else 0)
+    shared = count_shared(mixture, load_conversations("eval_mixture", data.eval_mixture, recipe)) if data.eval_mixture else 0
+    warnings = advise(counts, shared)
     if stats:
         print_statistics(console, counts, warnings)
     if html is not None:

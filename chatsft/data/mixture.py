@@ -44,6 +44,7 @@ def load_mixture(
     folders: Sequence[str | Path] = (".",),
     order: str = "shuffled",
     on_bad_row: str = "error",
+    name: str = "mixture",
 ) -> datasets.Dataset:
     """Load the conversations of all entries in training order.
 
@@ -57,6 +58,7 @@ def load_mixture(
         folders: where relative paths are looked up first, in this order.
         order: "shuffled" (nanochat's TaskMixture) or "sequence".
         on_bad_row: "error" names every row that cannot be trained on, "skip" leaves them out with a warning.
+        name: of the mixture, for errors.
 
     Returns:
         Columns `messages`, `source` (task or file) and `origin` (the line or row, for messages to people).
@@ -65,9 +67,9 @@ def load_mixture(
     'Arithmetic[1]'
     """
     if not entries:
-        raise ValueError("the mixture is empty; give at least one entry with task: or path:")
+        raise ValueError(f"{name} is empty; give at least one entry with task: or path:")
     places = [Path(folder) for folder in (*folders, data_root) if folder is not None]
-    parts = [load_entry(entry, f"mixture entry {number}", data_root, places, on_bad_row) for number, entry in enumerate(entries, 1)]
+    parts = [load_entry(entry, f"{name} entry {number}", data_root, places, on_bad_row) for number, entry in enumerate(entries, 1)]
     repeats = [entry.get("repeat") or 1 for entry in entries]
     return datasets.concatenate_datasets(parts).select(order_rows([len(part) for part in parts], repeats, order))
 

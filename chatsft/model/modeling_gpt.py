@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._functorch import config as functorch_config
-from torch._inductor.compile_fx import compile_fx
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
@@ -506,6 +505,8 @@ def _compiled(function: Callable, memory_budget: float) -> Callable:
     """Compile once for all models: a model that held the compiled function could not be saved by torch, and its copies would run it."""
 
     def inductor(graph, inputs):
+        from torch._inductor.compile_fx import compile_fx  # takes most of a second to import, and few programs compile
+
         with functorch_config.patch(activation_memory_budget=memory_budget):
             return compile_fx(graph, inputs)
 

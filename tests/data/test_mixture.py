@@ -171,7 +171,7 @@ def test_an_entry_that_cannot_be_meant_is_an_error(chat, tmp_path, entry, messag
 
 
 def test_an_empty_mixture_is_an_error():
-    with pytest.raises(ValueError, match="the mixture is empty"):
+    with pytest.raises(ValueError, match="mixture is empty"):
         load_mixture([])
 
 
