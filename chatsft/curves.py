@@ -1,5 +1,6 @@
 """Curves over training steps as an SVG picture, for places where no plotting library is."""
 
+import math
 from collections.abc import Sequence
 
 from chatsft.pages.picture import Picture
@@ -11,12 +12,12 @@ Points = Sequence[tuple[float, float]]
 
 
 def draw_curves(curves: dict[str, Points], x_label: str = "optimizer step") -> Picture:
-    """Draw named curves, each a sequence of (x, y), into one pair of axes; a curve without points is left out.
+    """Draw named curves, each a sequence of (x, y), into one pair of axes; what cannot be drawn is left out.
 
     >>> draw_curves({"loss": [(1, 2.5), (2, 1.5)]}).count("<polyline")
     1
     """
-    curves = {name: points for name, points in curves.items() if points}
+    curves = {name: drawn for name, points in curves.items() if (drawn := finite(points))}
     every = [point for points in curves.values() for point in points]
     x_range, y_range = (_range([point[axis] for point in every]) for axis in (0, 1))
     lines = [
@@ -27,6 +28,15 @@ def draw_curves(curves: dict[str, Points], x_label: str = "optimizer step") -> P
     for number, (name, points) in enumerate(curves.items()):
         lines += _curve(name, [(_place(x, x_range, MARGIN, WIDTH), _place_up(y, y_range)) for x, y in points], number)
     return Picture("\n".join([*lines, "</svg>", ""]))
+
+
+def finite(points: Points, positive: bool = False) -> Points:
+    """Leave out what cannot be drawn.
+
+    >>> finite([(1, 2.0), (2, float("nan")), (3, 0.0)], positive=True)
+    [(1, 2.0)]
+    """
+    return [(step, value) for step, value in points if math.isfinite(value) and (value > 0 or not positive)]
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -19,10 +19,11 @@ from chatsft.preference.arguments import DPOArguments, PairArguments
 from chatsft.preference.console import RewardLines
 from chatsft.preference.pairs import PairCollator, load_pairs
 from chatsft.preference.policy import load_policy
-from chatsft.preference.run import load_eval_tasks, run
+from chatsft.preference.run import run
 from chatsft.preference.trainers import PairDPOTrainer
 from chatsft.program import recipe_parser, run_recipe
 from chatsft.recipe import Recipe
+from chatsft.task_metrics import load_eval_tasks
 
 ARGUMENTS = (ModelArguments, PairArguments, DPOArguments)
 CURVES = {
@@ -46,7 +47,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> PairDPOT
     """Train as the recipe says, save the model in output_dir, and return the trainer."""
     args, data = recipe.training, recipe.data
     set_verbosity(args.process_index == 0)
-    eval_tasks = load_eval_tasks(recipe)
+    eval_tasks = load_eval_tasks(args.eval_tasks, data.data_root, recipe.model.load_in_4bit)
     policy = load_policy(recipe.model, args.seed, with_reference=True)
     folders = [recipe.folder, Path(), *([Path(data.data_root)] if data.data_root else [])]
     writer, tokenizer = policy.reference.to(args.device), policy.tokenizer

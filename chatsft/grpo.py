@@ -19,10 +19,11 @@ from chatsft.preference.arguments import GRPOArguments, PromptArguments
 from chatsft.preference.console import RewardLines
 from chatsft.preference.policy import load_policy
 from chatsft.preference.prompts import load_prompts, task_reward
-from chatsft.preference.run import load_eval_tasks, run
+from chatsft.preference.run import run
 from chatsft.preference.trainers import ToolGRPOTrainer
 from chatsft.program import recipe_parser, run_recipe
 from chatsft.recipe import Recipe
+from chatsft.task_metrics import load_eval_tasks
 
 ARGUMENTS = (ModelArguments, PromptArguments, GRPOArguments)
 CURVES = {"reward": "reward", "validation reward": "eval_reward"}
@@ -41,7 +42,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ToolGRPO
     """Train as the recipe says, save the model in output_dir, and return the trainer."""
     args, data = recipe.training, recipe.data
     set_verbosity(args.process_index == 0)
-    eval_tasks = load_eval_tasks(recipe)
+    eval_tasks = load_eval_tasks(args.eval_tasks, data.data_root, recipe.model.load_in_4bit)
     prompts, judges = load_prompts(data.train_mixture, data.data_root, "train_mixture")
     eval_prompts, eval_judges = load_prompts(data.eval_mixture, data.data_root, "eval_mixture") if data.eval_mixture else (None, [])
     if eval_prompts is not None:  # judged after the training tasks, in one list

@@ -35,6 +35,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def report(folders: Sequence[Path], output: Path | None = None) -> Path:
     """Write the page and the pictures of runs, print their last figures, and return where the page is."""
+    if output is not None and output.suffix != ".html":
+        raise ReportError(f"--output is {output}, but the page is an HTML file. Give it a name that ends in .html.")
     if importlib.util.find_spec("matplotlib") is None:
         raise ReportError("the pictures need matplotlib. Install it: pip install 'chatsft[report]'.")
     from chatsft.run_report.figures import draw_figures

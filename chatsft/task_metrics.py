@@ -3,7 +3,7 @@
 import random
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,13 +11,21 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from chatsft.arguments import RunArguments
+from chatsft.arguments import RecipeError, RunArguments
 from chatsft.evaluation import EvaluationOptions, chatcore, evaluate_task
 from chatsft.evaluation.model_copy import copy_for_evaluation
+from chatsft.evaluation.task_selection import select_tasks
 from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.resumable_trainer import ResumableTrainer
 from chatsft.tasks import Task
 from chatsft.throughput import ThroughputMeter
+
+
+def load_eval_tasks(names: Sequence[str] | None, data_root: str | None, in_4bit: bool) -> dict[str, Task]:
+    """Load the test sets of eval_tasks; none where none are named."""
+    if names and in_4bit:
+        raise RecipeError("eval_tasks cannot copy a base of four bits to evaluate it. Leave it out and run chatsft.eval on output_dir.")
+    return select_tasks(names, data_root) if names else {}
 
 
 class TaskMetrics(TrainerCallback):

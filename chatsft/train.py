@@ -24,7 +24,6 @@ from chatsft.adapters import (
 from chatsft.arguments import DataArguments, ModelArguments, RecipeError
 from chatsft.batches import data_fingerprint, describe_batches, load_rendered, plan_batches, plan_evaluation, with_images
 from chatsft.callbacks import FinalEvaluation, set_verbosity
-from chatsft.evaluation.task_selection import select_tasks
 from chatsft.health_warnings import HealthWarnings
 from chatsft.live_view import choose_console
 from chatsft.model.loading import load_model_and_tokenizer
@@ -37,8 +36,7 @@ from chatsft.plan import describe_plan
 from chatsft.program import recipe_parser, run_recipe
 from chatsft.recipe import Recipe
 from chatsft.run_folder import train_and_save
-from chatsft.task_metrics import TaskMetrics
-from chatsft.tasks import Task
+from chatsft.task_metrics import TaskMetrics, load_eval_tasks
 from chatsft.trainer import ChatTrainer, can_skip_logits
 from chatsft.warm_start import plan_warm_start
 
@@ -60,7 +58,8 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
     model, tokenizer = load_model(recipe.model, data, args.seed)
     processor = load_processor(tokenizer, recipe.model.vision_model or recipe.model.model_name_or_path) if reads_images(model) else None
     with args.main_process_first(desc="data"):
-        eval_tasks = load_eval_tasks(recipe, tokenizer) if args.eval_tasks else {}
+        check_chat_format(recipe, tokenizer)
+        eval_tasks = load_eval_tasks(args.eval_tasks, data.data_root, recipe.model.load_in_4bit)
         train_rendered = load_rendered("train_mixture", data.train_mixture, recipe, tokenizer)
         eval_rendered = load_rendered("eval_mixture", data.eval_mixture, recipe, tokenizer) if data.eval_mixture else None
     fingerprint = base_fingerprint(model, recipe.model)
@@ -119,14 +118,11 @@ def load_model(model_args: ModelArguments, data: DataArguments, seed: int):
     return model, tokenizer
 
 
-def load_eval_tasks(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Task]:
-    """Load the test sets of eval_tasks, and see that the model can be asked."""
-    if not isinstance(tokenizer, GPTTokenizer):
+def check_chat_format(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    """See that the model can be asked what eval_tasks asks."""
+    if recipe.training.eval_tasks and not isinstance(tokenizer, GPTTokenizer):
         name = recipe.model.model_name_or_path
         raise RecipeError(f"eval_tasks asks in nanochat's chat format, which the tokenizer of {name} does not know. Leave eval_tasks out.")
-    if recipe.model.load_in_4bit:
-        raise RecipeError("eval_tasks cannot copy a base of four bits to evaluate it. Leave it out and run chatsft.eval on output_dir.")
-    return select_tasks(recipe.training.eval_tasks, recipe.data.data_root)
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

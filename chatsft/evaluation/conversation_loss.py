@@ -13,8 +13,8 @@ import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
-from chatsft.evaluation.metrics import load_metric
 from chatsft.evaluation.problems import batch_by_length
+from chatsft.evaluation.statistics import bits_per_byte
 from chatsft.evaluation.task_evaluation import evaluating, own_share
 from chatsft.evaluation.token_losses import MAX_BATCH_TOKENS, pad_right, token_byte_counts, token_losses
 from chatsft.model.head_loss import IGNORED
@@ -141,8 +141,7 @@ def _join(parts: list[Scored]) -> Scored:
 
 
 def _bits_per_byte(scored: Scored, byte_counts: torch.Tensor) -> float:
-    references = byte_counts[scored.token_ids].numpy()
-    return load_metric("bits_per_byte").compute(predictions=scored.losses.numpy(), references=references)["bits_per_byte"]
+    return bits_per_byte(scored.losses.numpy(), byte_counts[scored.token_ids].numpy())
 
 
 def _compare_turns(scored: Scored, alone: Scored) -> list[TurnLoss]:

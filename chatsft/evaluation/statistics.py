@@ -1,6 +1,8 @@
 """Numbers about verdicts: intervals, pass@k, ChatCORE, paired differences."""
 
-from math import comb, sqrt
+from math import comb, inf, log, sqrt
+
+import numpy as np
 
 # What guessing scores; tasks that are written out rather than chosen have 0.
 BASELINES = {"ARC-Easy": 0.25, "ARC-Challenge": 0.25, "MMLU": 0.25, "GSM8K": 0.0, "HumanEval": 0.0, "SpellingBee": 0.0}
@@ -34,6 +36,20 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     (0.25, 0.5)
     """
     return 1.0 - comb(num_samples - num_correct, k) / comb(num_samples, k)
+
+
+def bits_per_byte(losses: np.ndarray, byte_counts: np.ndarray) -> float:
+    """Return the bits of what has bytes by these bytes; infinite where nothing has any.
+
+    Args:
+        losses: in nats, of tokens or of longer pieces of text.
+        byte_counts: bytes of each. One of no bytes, as a special token, does not count at all.
+
+    >>> bits_per_byte(np.array([0.693147, 1.386294, 5.0]), np.array([1, 2, 0])).__round__(3)
+    1.0
+    """
+    has_bytes = byte_counts > 0
+    return float(losses[has_bytes].sum() / (log(2) * byte_counts.sum())) if has_bytes.any() else inf
 
 
 def chatcore(accuracies: dict[str, float]) -> dict[str, float]:

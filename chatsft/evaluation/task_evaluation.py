@@ -122,9 +122,13 @@ def _choose_share(task: Task, model: PreTrainedModel, tokenizer: GPTTokenizer, o
 def _write_share(task: Task, model: PreTrainedModel, tokenizer: GPTTokenizer, options: EvaluationOptions) -> list[ProblemResult]:
     max_tokens = max_prompt_tokens(model.config, options.max_new_tokens)
     batch_size = options.batch_size or ANSWERS_AT_A_TIME
-    batches = batch_by_length(render_problems(task, tokenizer, max_tokens, options.most_problems(task)), _prompt_length, batch_size)
+    problems = render_problems(task, tokenizer, max_tokens, options.most_problems(task))
+    if options.temperature:  # what is drawn depends on what is drawn together, whatever the number of processes
+        batches = own_share(batch_by_length(problems, _prompt_length, batch_size))
+    else:  # all at once, so that rows that end make room for others
+        batches = [(0, [problem for _, problem in own_share(problems)])]
     results = []
-    for number, batch in own_share(batches):
+    for number, batch in batches:
         results += write_answers(
             model,
             tokenizer,

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     EosTokenCriteria,
     GenerationConfig,
@@ -14,6 +16,8 @@ from transformers import (
     TopKLogitsWarper,
 )
 from transformers.generation.streamers import BaseStreamer
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from chatsft.generation.decode_loop import decode_rows
 from chatsft.generation.decoder import can_decode
@@ -64,8 +68,7 @@ def decode(
     request = _read_request(model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
     if request is None:
         options = {"stopping_criteria": stopping_criteria, "generation_config": generation_config, "streamer": streamer}
-        synced = torch.distributed.is_initialized() and not can_decode(model)
-        return model._sample(input_ids, logits_processor=logits_processor, synced_gpus=synced, **options, **model_kwargs)
+        return model._sample(input_ids, logits_processor=logits_processor, synced_gpus=_is_shared(model), **options, **model_kwargs)
     pad = 0 if generation_config._pad_token_tensor is None else int(generation_config._pad_token_tensor)
     rows = decode_rows(
         model,
@@ -93,6 +96,12 @@ def _read_request(model, input_ids, logits_processor, stopping_criteria, generat
         return None
     tools = [processor for processor in logits_processor if isinstance(processor, ToolUseProcessor)]
     return Request(prompts, sampling, ending, tools[0].tokenizer if tools else None)
+
+
+def _is_shared(model: nn.Module) -> bool:
+    """Say whether every step takes all processes, because each holds a part of the weights."""
+    is_split = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return torch.distributed.is_initialized() and (is_split or is_fsdp_managed_module(model) or is_deepspeed_zero3_enabled())
 
 
 def _is_plain_call(config: GenerationConfig, model_kwargs: dict) -> bool:

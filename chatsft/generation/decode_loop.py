@@ -42,7 +42,7 @@ class Row:
     @property
     def num_left(self) -> int:
         """Tokens that may still come beyond the steps under way."""
-        return 0 if self.is_finished else self.limit - len(self.tokens) - self.num_awaited
+        return 0 if self.is_finished else max(0, self.limit - len(self.tokens) - self.num_awaited)
 
     @property
     def is_in_tool_call(self) -> bool:
@@ -199,7 +199,16 @@ def decode_rows(
     if rows and max_new_tokens > 0:
         columns = ColumnStreamer(streamer, rows, pad)
         capacity = max(map(len, prompts)) + max_new_tokens
-        with borrow_decoder(model, min(len(rows), max_rows or len(rows)), capacity) as decoder:
+        with borrow_decoder(model, _rows_together(len(rows), max_rows), capacity) as decoder:
             DecodeLoop(decoder, rows, sampling, ending).run(columns.look)
         columns.end()
     return [row.tokens for row in rows]
+
+
+def _rows_together(num_rows: int, most: int | None) -> int:
+    """Return how many rows to generate together, where there are more than that a power of two, as slots come.
+
+    >>> _rows_together(100, None), _rows_together(20, 65), _rows_together(100, 65)
+    (100, 20, 64)
+    """
+    return num_rows if most is None or num_rows <= most else 1 << most.bit_length() - 1

@@ -110,8 +110,8 @@ def can_decode(model: PreTrainedModel) -> bool:
         return False
     parameters = list(model.parameters())
     is_whole = all(type(parameter) is nn.Parameter and parameter.device == model.device for parameter in parameters)
-    if not is_whole or model.device.type == "meta":
-        return False
+    if not is_whole or model.device.type == "meta" or any("forward" in vars(module) for module in model.modules()):
+        return False  # accelerate puts autocast and moves between devices into a forward of its own
     return model.device.type != "cuda" or (has_kernels(model.device) and has_plain_weights(model))
 
 

@@ -19,6 +19,8 @@ except ImportError:  # comes with torch for CUDA; elsewhere the model's own forw
     triton = None
 
 STEPS_A_GRAPH = 4
+MAX_GRAPHS = 8
+"""Ways to sample that graphs are kept for, each with memory of its own."""
 EARLY_LAUNCH = False
 """Start every kernel while the one before still runs, to fetch its weights, and let it wait there (Hopper and later)."""
 PROGRAMS = 1024
@@ -95,6 +97,8 @@ class KernelStep:
     def __call__(self, sampling: Sampling, num_steps: int) -> None:
         """Launch `num_steps` steps, a multiple of those in a graph."""
         if sampling not in self.graphs:
+            if len(self.graphs) == MAX_GRAPHS:
+                self.graphs.clear()
             self.graphs[sampling] = self._capture(sampling)
         for _ in range(num_steps // STEPS_A_GRAPH):
             self.graphs[sampling].replay()
@@ -238,9 +242,7 @@ class KernelChain:
             "num_stages": tile.num_stages,
         }
         constants |= NOTHING_AFTER | after | self.early
-        return Launch(
-            kernels.project, (-(-widest // tile.num_outputs), len(weights)), tensors, constants | NOTHING_AFTER | after | self.early
-        )
+        return Launch(kernels.project, (-(-widest // tile.num_outputs), len(weights)), tensors, constants)
 
     def _attend(self, model: GPTForCausalLM, index: int) -> Launch:
         config, attention, slots = self.config, model.model.layers[index].self_attn, self.cache.slots

@@ -16,6 +16,7 @@ from chatsft.data.entries import check_entry
 from chatsft.data.formats import describe
 from chatsft.data.mixture import pick_rows
 from chatsft.evaluation.task_evaluation import evaluating
+from chatsft.generation.decoder import release_workspaces
 from chatsft.generation.tool_state import sampled_mask
 from chatsft.generation.tool_use import generate_completions, max_prompt_tokens
 from chatsft.model.tokenization_gpt import ConversationError, GPTTokenizer
@@ -57,6 +58,7 @@ def sample_pairs(entry: dict, key: str, data: PairArguments, model: PreTrainedMo
     for number, drawn in enumerate(draw_answers(prompts, data, model, tokenizer)):
         scores = [score(task, problems[number]["index"], ids, tokenizer) for ids in drawn]
         scored.append((prompts[number], drawn, scores))
+    release_workspaces()  # the model stays for the whole run, as the reference
     rows = [sampled_pair(*answers, tokenizer) | {"source": entry["task"]} for answers in scored if len(set(answers[2])) > 1]
     mean = sum(sum(scores) for _, _, scores in scored) / (len(scored) * data.num_samples)
     PartialState().print(f"{entry['task']}: {len(scored)} problems, mean reward {mean:.4f}; {len(rows)} gave a pair", flush=True)

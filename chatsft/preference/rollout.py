@@ -61,5 +61,6 @@ def answering(trainer: GRPOTrainer) -> Iterator[PreTrainedModel]:
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     if trainer.writer is None:
         trainer.writer = copy_for_evaluation(model, torch.bfloat16)
-    refresh_copy(trainer.writer, model)
+    else:
+        refresh_copy(trainer.writer, model)
     yield trainer.writer

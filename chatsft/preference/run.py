@@ -5,23 +5,12 @@ from collections.abc import Iterable, Mapping
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from chatsft.arguments import RecipeError
-from chatsft.evaluation.task_selection import select_tasks
 from chatsft.preference.policy import Policy
 from chatsft.recipe import Recipe
 from chatsft.resumable_trainer import ResumableTrainer
 from chatsft.run_folder import train_and_save
 from chatsft.task_metrics import TaskMetrics
 from chatsft.tasks import Task
-
-
-def load_eval_tasks(recipe: Recipe) -> dict[str, Task]:
-    """Load the test sets of eval_tasks, before any model."""
-    if recipe.training.eval_tasks is None:
-        return {}
-    if recipe.model.lora_r is not None:
-        raise RecipeError("eval_tasks cannot copy an adapter in training to evaluate it. Leave it out and run chatsft.eval on output_dir.")
-    return select_tasks(recipe.training.eval_tasks, recipe.data.data_root)
 
 
 def run(

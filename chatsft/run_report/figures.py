@@ -1,6 +1,5 @@
 """Pictures of runs, drawn by matplotlib."""
 
-import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import NamedTuple
@@ -9,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from chatsft.curves import finite
 from chatsft.run_report.run import Points, Run
 
 SIZE, DPI = (6.4, 3.8), 150
@@ -122,15 +122,6 @@ def draw(
     if len(shown) > 1:
         figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return save(figure)
-
-
-def finite(points: Points, positive: bool = False) -> Points:
-    """Leave out what cannot be drawn.
-
-    >>> finite([(1, 2.0), (2, float("nan")), (3, 0.0)], positive=True)
-    [(1, 2.0)]
-    """
-    return [(step, value) for step, value in points if math.isfinite(value) and (value > 0 or not positive)]
 
 
 def make_axes(title: str, y_label: str) -> tuple[Figure, Axes]:

@@ -142,9 +142,8 @@ def time_evaluations(options: argparse.Namespace) -> None:
     for name in options.tasks:
         size = {"size": SPELLING_PROBLEMS} if name == "SpellingBee" else {}
         task = create_task(name, data_root=options.data_root, split="test", **size)
-        batch_size = 64 if task.eval_type == "categorical" else len(task)
         start = time.perf_counter()
-        report = evaluate_task(name, task, model, tokenizer, EvaluationOptions(batch_size=batch_size, max_problems=options.max_problems))
+        report = evaluate_task(name, task, model, tokenizer, EvaluationOptions(max_problems=options.max_problems))
         seconds = round(time.perf_counter() - start, 2)
         print(json.dumps({"task": name, "problems": report.num_problems, "seconds": seconds, "accuracy": report.accuracy}), flush=True)
 

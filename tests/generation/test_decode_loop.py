@@ -1,17 +1,19 @@
 """The decode loop generates what transformers' own loop does, however late the host looks and however few slots there are."""
 
 import gc
+import random
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import GenerationConfig, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
 from chatsft.generation import decode_loop, decoder
-from chatsft.generation.custom_generate import decode
+from chatsft.generation.custom_generate import _is_shared, decode
 from chatsft.generation.decode_loop import DecodeLoop, Row, decode_rows
 from chatsft.generation.decoder import can_decode, has_plain_weights, release_workspaces
 from chatsft.generation.sampling import Sampling
@@ -148,6 +150,53 @@ def test_scripted_rows_are_nanochats(case, tokenizer):
     assert [row.tokens for row in rows] == [expected_tokens(case, tokenizer)] * 3
 
 
+class ManyScripts(ScriptedDecoder):
+    """Slots whose model says for each row what its first token stands for."""
+
+    def __init__(self, scripts: list[list[int]], num_slots: int):
+        self.scripts, self.rows = scripts, {}
+        self.slots = Slots(num_slots, 256, 4096, torch.device("cpu"))
+
+    def start(self, slots: list[int], prompts: list[list[int]], ends: list[int]) -> None:
+        self.rows |= dict(zip(slots, prompts, strict=True))
+        self.slots.start(slots, prompts, ends)
+
+    def step(self, sampling: Sampling, num_steps: int) -> None:
+        assert num_steps > 0
+        for _ in range(num_steps):
+            said = torch.zeros(self.slots.num_slots, dtype=torch.long)
+            for slot, prompt in self.rows.items():
+                script = self.scripts[prompt[0]]
+                said[slot] = script[min(int(self.slots.fields[LENGTH, slot]) + 1 - len(prompt), len(script) - 1)]
+            self.slots.advance(said)
+
+
+def random_script(draw: random.Random, control: ControlTokens, tokenizer) -> list[int]:
+    """Write text, calls of the calculator that may be cut off, and the end of the answer or none."""
+    script = []
+    for _ in range(draw.randrange(1, 4)):
+        script += [draw.randrange(200, 300) for _ in range(draw.randrange(1, 30))]
+        if draw.random() < 0.7:
+            script += [control.python_start, *tokenizer.encode_ordinary(f"{draw.randrange(99)}+{draw.randrange(99)}"), control.python_end]
+    return [*script, control.assistant_end] if draw.random() < 0.7 else script
+
+
+@pytest.mark.usefixtures("late_host")
+@pytest.mark.parametrize("some", range(60))
+def test_rows_of_any_length_with_calls_get_the_same_tokens_together_and_alone(tokenizer, some):
+    draw, control = random.Random(some), ControlTokens.of(tokenizer)
+    scripts = [random_script(draw, control, tokenizer) for _ in range(draw.randrange(2, 9))]
+    limits = [draw.randrange(1, 70) for _ in scripts]
+
+    def complete(places: range, num_slots: int) -> list[list[int]]:
+        rows = [Row([place, 7], limits[place], ToolCallState(tokenizer)) for place in places]
+        DecodeLoop(ManyScripts(scripts, num_slots), rows, GREEDY, set(control.terminal)).run(lambda: None)
+        return [row.tokens for row in rows]
+
+    alone = [complete(range(place, place + 1), 1)[0] for place in range(len(scripts))]
+    assert complete(range(len(scripts)), draw.choice([1, 2, 4, 8])) == alone
+
+
 def test_generate_calls_tools_through_the_loop(tool_model, tokenizer):
     output_end = ControlTokens.of(tokenizer).output_end
     prompts = [row["prompt_ids"] for row in GENERATIONS if output_end in row["generated_ids"][:60]][:3]
@@ -258,6 +307,18 @@ def test_an_attention_without_added_masks_is_not_served(attention):
     assert can_decode(model)
     model.config._attn_implementation_internal = attention
     assert not can_decode(model)
+
+
+def test_a_model_whose_forward_was_replaced_is_not_served():
+    model = build_model("2025")
+    assert not can_decode(Accelerator(cpu=True, mixed_precision="bf16").prepare(model))
+
+
+def test_processes_wait_for_each_other_where_they_share_weights_alone(monkeypatch):
+    model = build_model("2025")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    model.model.layers[0].register_forward_hook(lambda *call: None)
+    assert not _is_shared(model)
 
 
 @pytest.mark.parametrize("generation", ["2025", "2026"])

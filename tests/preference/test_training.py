@@ -150,9 +150,11 @@ def test_a_run_that_gets_sigterm_goes_on_as_if_nothing_had_happened(model, tmp_p
         assert torch.allclose(resumed.model.state_dict()[name], weights, rtol=0, atol=1e-6), name
 
 
-def test_tasks_of_an_adapter_are_scored_afterwards(model, tmp_path, capsys):
-    assert grpo.main([str(save_recipe(tmp_path, model, **GRPO, lora_r=2, eval_tasks=["Arithmetic"]))]) == 2
-    assert "run chatsft.eval on output_dir" in capsys.readouterr().err
+@pytest.mark.parametrize("run", [run_grpo, run_dpo])
+def test_tasks_of_an_adapter_are_scored_during_training_too(model, tmp_path, monkeypatch, run):
+    fixed_answers(monkeypatch)
+    trainer = run(tmp_path, model, lora_r=2, eval_tasks=["Arithmetic"], eval_max_problems=3)
+    assert [log["step"] for log in trainer.state.log_history if "arithmetic_acc" in log] == [0, 1]
 
 
 def test_dpo_starts_at_the_reference_and_learns_the_preference(model, tmp_path, monkeypatch):

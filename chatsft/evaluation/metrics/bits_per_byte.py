@@ -1,9 +1,10 @@
 """Bits per byte: a loss that does not depend on the tokenizer."""
 
-from math import inf, log
-
 import datasets
 import evaluate
+import numpy as np
+
+from chatsft.evaluation.statistics import bits_per_byte
 
 INPUTS = """
 Args:
@@ -26,5 +27,4 @@ class BitsPerByte(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[float], references: list[int]) -> dict[str, float]:
-        nats = sum(loss for loss, num_bytes in zip(predictions, references, strict=True) if num_bytes)
-        return {"bits_per_byte": nats / (log(2) * sum(references)) if any(references) else inf}
+        return {"bits_per_byte": bits_per_byte(np.array(predictions), np.array(references))}
