@@ -223,6 +223,11 @@ class ChatArguments(RunArguments, TrainingArguments):
             raise RecipeError("label_smoothing_factor is set, but the loss on trained positions is not smoothed. Leave it out.")
 
 
+def optimizer_key(is_adapter: bool) -> str:
+    """Return which key names the optimizer."""
+    return "lora_optimizer" if is_adapter else "optimizer"
+
+
 def check_deepspeed(key: str, optimizer: str) -> None:
     """Refuse Muon under DeepSpeed, whose ZeRO hands the optimizer flat pieces of the parameters, before anything is loaded."""
     if optimizer != "adamw":
@@ -265,7 +270,8 @@ def _check_loggers(names: Sequence[str]) -> None:
 
 
 def _check_numbers(args: RunArguments) -> None:
-    for name in ("matrix_lr", "embedding_lr", "unembedding_lr", "scalar_lr", "init_lr_frac", "final_lr_frac", "num_train_epochs"):
+    rates = ("matrix_lr", "embedding_lr", "unembedding_lr", "scalar_lr", "vision_lr", "init_lr_frac", "final_lr_frac")
+    for name in (*rates, "num_train_epochs"):
         if vars(args)[name] < 0:
             raise RecipeError(f"{name} is {vars(args)[name]}; it must be at least 0.")
     if not 0 <= args.warmdown_ratio <= 1:

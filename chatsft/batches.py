@@ -115,9 +115,10 @@ def with_images(collator: Collator, processor: GPTProcessor | None) -> Collator 
     return collator if processor is None else ImageCollator(collator, processor.image_processor)
 
 
-def data_fingerprint(rendered: datasets.Dataset, data: DataArguments) -> str:
+def data_fingerprint(rendered: datasets.Dataset, data: DataArguments, seed: int) -> str:
     """Name what a place in the data means: the conversations in their order, by their lengths, and how many make a step."""
     step = [data.target_examples_per_step, data.total_batch_size, data.max_length, data.packing]
+    step += [] if data.total_batch_size is None else [seed]  # of the order of the rows
     return hashlib.sha256(conversation_lengths(rendered).tobytes() + json.dumps(step).encode()).hexdigest()[:16]
 
 

@@ -53,7 +53,8 @@ class GuardedTrainer(ResumableTrainer):
         if not self.accelerator.sync_gradients:
             return torch.zeros_like(self.guard.loss)
         self.averager.finish()
-        norms = gradient_norms(self.optimizer.param_groups)
+        scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
+        norms = {name: norm / scale for name, norm in gradient_norms(self.optimizer.param_groups).items()}
         met = self.guard.agree(norms, self.stop_signal.is_received)
         if any(bits & STOP for bits in met):
             self.end("SIGTERM")

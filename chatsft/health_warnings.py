@@ -7,9 +7,10 @@ import numpy as np
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from chatsft.model.head_loss import IGNORED
+
 logger = logging.getLogger(__name__)
 
-IGNORED = -100
 FEW_SUPERVISED = 0.25
 WIDE_SWING = 20
 SAMPLED_ROWS = 200

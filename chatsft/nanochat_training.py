@@ -9,7 +9,7 @@ from accelerate.utils.modeling import is_peft_model
 from huggingface_hub import HfApi
 from torch.optim.lr_scheduler import LambdaLR
 
-from chatsft.arguments import RunArguments, check_deepspeed
+from chatsft.arguments import RunArguments, check_deepspeed, optimizer_key
 from chatsft.nanochat_origin import EXTRA_FILE, Origin, save_origin
 from chatsft.optim.groups import parameter_groups
 from chatsft.optim.muon import MuonAdamW
@@ -29,7 +29,7 @@ class NanochatTraining:
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             args = self.args
-            key = "lora_optimizer" if is_peft_model(self.model) else "optimizer"
+            key = optimizer_key(is_peft_model(self.model))
             optimizer = getattr(args, key)
             if self.is_deepspeed_enabled:
                 check_deepspeed(key, optimizer)

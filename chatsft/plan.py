@@ -5,9 +5,10 @@ import time
 from typing import NamedTuple
 
 import torch
+from accelerate.utils.modeling import is_peft_model
 from transformers import PreTrainedModel
 
-from chatsft.arguments import ChatArguments
+from chatsft.arguments import ChatArguments, optimizer_key
 from chatsft.model.configuration_gpt import GPTConfig
 from chatsft.model.head_loss import chunk_size
 from chatsft.optim.groups import parameter_groups
@@ -65,13 +66,14 @@ def estimate_memory(model: PreTrainedModel, args: ChatArguments, tokens: int) ->
     per token; on an H200 the sum was within 3 % of the measured peak for compiled models of depth 12 and 20.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = parameter_groups(model, optimizer=args.optimizer, matrix_lr=0, embedding_lr=0, unembedding_lr=0, scalar_lr=0)
+    optimizer = getattr(args, optimizer_key(is_peft_model(model)))
+    groups = parameter_groups(model, optimizer=optimizer, matrix_lr=0, embedding_lr=0, unembedding_lr=0, scalar_lr=0)
     states = {"muon": 1 / args.world_size, "adamw": 2}  # numbers a weight; the processes share Muon's
     number_size = 2 if args.bf16 or args.fp16 else 4
     config = model.config.get_text_config()
     sizes = {
         "weights": sum(parameter.nbytes for parameter in model.parameters()),
-        "gradients": sum(parameter.nbytes for parameter in trained),
+        "gradients": sum(parameter.nbytes for parameter in trained) * min(args.world_size, 2),  # DDP has a copy of them
         "optimizer": sum(states[group["kind"]] * parameter.nbytes for group in groups for parameter in group["params"]),
         "activations": tokens * activation_numbers(config, args) * number_size,
         "loss": loss_bytes(config, tokens, number_size),

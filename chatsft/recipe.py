@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from chatsft.arguments import ChatArguments, DataArguments, ModelArguments, RecipeError, RunArguments, check_deepspeed
+from chatsft.arguments import ChatArguments, DataArguments, ModelArguments, RecipeError, RunArguments, check_deepspeed, optimizer_key
 
 REPLACED = {
     "learning_rate": "matrix_lr, embedding_lr, unembedding_lr and scalar_lr",
@@ -68,13 +68,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), arguments: tupl
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             raise RecipeError(f"{path}: unknown key {name!r}." + (f" Did you mean {nearest[0]!r}?" if nearest else ""))
     if settings.get("deepspeed") or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        key = "lora_optimizer" if settings.get("lora_r") else "optimizer"
+        key = optimizer_key(bool(settings.get("lora_r")))
         check_deepspeed(key, settings.get(key, getattr(ChatArguments, key)))
     groups = [{name: value for name, value in settings.items() if known[name] is owner} for owner in arguments]
     built = (_build(owner, group, path) for owner, group in zip(arguments, groups, strict=True))
     recipe = Recipe(*built, folder=Path(path).parent, settings=settings)
     if arguments == ARGUMENTS and recipe.data.packing and recipe.training.loss_average == "micro_batch":
         raise RecipeError(f"{path}: loss_average micro_batch has no meaning for packed rows. Set packing: false, or loss_average: token.")
+    if arguments == ARGUMENTS and recipe.training.compile_layers and not recipe.data.packing:
+        raise RecipeError(f"{path}: torch_compile needs rows of one length. Set packing: true, which makes them, or torch_compile: false.")
     if recipe.data.eval_mixture is None and (recipe.training.eval_strategy != "no" or recipe.training.eval_on_start):
         raise RecipeError(f"{path}: there is no eval_mixture to validate on. Add one, or set eval_strategy: no and eval_on_start: false.")
     recipe.model.model_name_or_path = _beside(recipe.folder, recipe.model.model_name_or_path)

@@ -33,11 +33,12 @@ class ResumableTrainer(Trainer):
 
     Attributes:
         ending: why the run ended before its last step, "SIGTERM" or a fault; None otherwise.
+        is_ended: whether its checkpoint has been written.
     """
 
     def __init__(self, *args, data_fingerprint: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.data_fingerprint, self.run, self.ending = data_fingerprint, uuid.uuid4().hex, None
+        self.data_fingerprint, self.run, self.ending, self.is_ended = data_fingerprint, uuid.uuid4().hex, None, False
         self.stop_signal = StopSignal()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
@@ -65,6 +66,13 @@ class ResumableTrainer(Trainer):
         """End the run after the current step, with a checkpoint; every process has to call this in the same step."""
         self.ending = reason
         self.control.should_save = self.control.should_training_stop = True
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        """Spend no time on validation when the run is to end, nor on a second checkpoint where the cut epoch counts as ended."""
+        if self.ending is not None:
+            self.control.should_evaluate, self.control.should_save = False, not self.is_ended
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.is_ended = self.ending is not None
 
     def end_if_told(self) -> None:
         """End the run if any process was told to; every process has to call this in the same step."""

@@ -8,6 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from chatsft.adapters import save_base_record, save_merged
+from chatsft.arguments import RecipeError
 from chatsft.callbacks import leave_console
 from chatsft.environment import describe_environment, save_environment
 from chatsft.model.modeling_gpt import GPTForCausalLM
@@ -53,6 +54,8 @@ def train_and_save(
         fingerprint: of the base of an adapter.
         curves: what the card draws and the only figures it lists, label to key of the log; losses and every result when None.
     """
+    if trainer.is_fsdp_enabled and recipe.model.lora_r and (recipe.model.merge_adapter or recipe.training.eval_tasks):
+        raise RecipeError("merge_adapter and eval_tasks need the whole adapter, of which FSDP gives each process a part. Use ddp.yaml.")
     trainer.origin = None if recipe.model.lora_r else origin
     leave_console(trainer)
     trainer.add_callback(RunRecord(recipe))

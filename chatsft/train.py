@@ -13,7 +13,10 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_enabled
 
 from chatsft.adapters import (
     add_adapter,
@@ -21,7 +24,7 @@ from chatsft.adapters import (
     check_adapter_arguments,
     quantization_options,
 )
-from chatsft.arguments import DataArguments, ModelArguments, RecipeError
+from chatsft.arguments import ChatArguments, DataArguments, ModelArguments, RecipeError
 from chatsft.batches import data_fingerprint, describe_batches, load_rendered, plan_batches, plan_evaluation, with_images
 from chatsft.callbacks import FinalEvaluation, set_verbosity
 from chatsft.health_warnings import HealthWarnings
@@ -55,7 +58,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
     args, data = recipe.training, recipe.data
     set_verbosity(args.process_index == 0)
     warm_start = plan_warm_start(recipe.model, args.optimizer)
-    model, tokenizer = load_model(recipe.model, data, args.seed)
+    model, tokenizer = load_model(recipe.model, data, args)
     processor = load_processor(tokenizer, recipe.model.vision_model or recipe.model.model_name_or_path) if reads_images(model) else None
     with args.main_process_first(desc="data"):
         check_chat_format(recipe, tokenizer)
@@ -84,7 +87,7 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
         data_collator=with_images(batches.collator, processor),
         eval_data_collator=evaluation and with_images(evaluation.collator, processor),
         processing_class=processor or tokenizer,
-        data_fingerprint=data_fingerprint(train_rendered, data),
+        data_fingerprint=data_fingerprint(train_rendered, data, args.seed),
         callbacks=[console, FinalEvaluation, HealthWarnings, *warm_start, *callbacks],
     )
     if eval_tasks:
@@ -93,12 +96,8 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
     return trainer
 
 
-def load_model(model_args: ModelArguments, data: DataArguments, seed: int):
-    """Load model and tokenizer, choose the attention and check that rows of max_length fit the model.
-
-    Args:
-        seed: of the weights that are new, where an encoder of images is added.
-    """
+def load_model(model_args: ModelArguments, data: DataArguments, args: ChatArguments):
+    """Load model and tokenizer, choose the attention and check that rows of max_length fit the model."""
     check_adapter_arguments(model_args)
     name, attention = model_args.model_name_or_path, model_args.attn_implementation
     options = quantization_options(model_args)
@@ -108,13 +107,16 @@ def load_model(model_args: ModelArguments, data: DataArguments, seed: int):
         raise RecipeError(f"max_length is {data.max_length}, but {name} was trained on at most {longest} tokens.")
     if model_args.vision_model is not None:
         add_image_tokens(tokenizer, model_args.vision_model)
-        set_seed(seed)
+        set_seed(args.seed)
         model = add_encoder(model, tokenizer, model_args.vision_model)
     if reads_images(model):
         if model_args.lora_r is not None:
             raise RecipeError(f"lora_r adapts models that read text only, but {name} reads images. Leave it out.")
         freeze_encoder(model)
-    prepare_attention(model, attention, data.packing)
+    if not (isinstance(model, GPTForCausalLM) or model_args.load_in_4bit or is_fsdp_enabled() or is_deepspeed_zero3_enabled()):
+        model.to(args.device)  # where its attention is tried
+    with torch.autocast(args.device.type, torch.bfloat16, enabled=bool(args.bf16)):
+        prepare_attention(model, attention, data.packing)
     return model, tokenizer
 
 

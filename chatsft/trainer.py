@@ -76,10 +76,19 @@ class ChatTrainer(NanochatTraining, GuardedTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         """Read another model's weights back as from_pretrained does: some rename them on saving, and Trainer would leave those out."""
         target = self.model if model is None else model
-        is_plain = isinstance(target, PreTrainedModel) and not isinstance(target, GPTForCausalLM)
-        if not is_plain or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if not self._may_rename_weights(target):
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         target.load_state_dict(type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype).state_dict())
+
+    def _load_best_model(self) -> None:
+        """Read the best weights back in the same way."""
+        if self._may_rename_weights(self.model):
+            return self._load_from_checkpoint(self.state.best_model_checkpoint)
+        super()._load_best_model()
+
+    def _may_rename_weights(self, model: nn.Module) -> bool:
+        is_plain = isinstance(model, PreTrainedModel) and not isinstance(model, GPTForCausalLM)
+        return is_plain and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def _get_grad_norm(self, model, grad_norm=None):
         """Leave out the norm that Trainer takes of all gradients at every step where nothing is clipped."""
@@ -110,7 +119,7 @@ class ChatTrainer(NanochatTraining, GuardedTrainer):
         if not self.is_in_train:
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
         model.eval()
-        sums = torch.zeros(4, device=self.args.device, dtype=torch.float64)
+        sums = torch.zeros(4, device=self.args.device, dtype=self._sum_dtype)
         for batch in dataloader:
             losses, tokens = self._sum_losses(model, self._prepare_inputs(batch))
             sums += torch.stack([(losses / tokens.clamp(min=1)).sum(), (tokens > 0).sum(), losses.sum(), tokens.sum()])
@@ -120,16 +129,20 @@ class ChatTrainer(NanochatTraining, GuardedTrainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=self.num_examples(dataloader))
 
     def _sum_losses(self, model, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the summed token losses and the supervised tokens, float64, of each row of an EvaluationCollator, or of a padded batch."""
+        """Return the summed token losses and the supervised tokens of each row of an EvaluationCollator, or of a padded batch."""
         batch.pop("num_tokens")
         rows = batch.pop("row_ids", None)
         with self.compute_loss_context_manager():
             if rows is None:
-                tokens = (batch["labels"] != -100).sum().double()[None]
-                return self.compute_loss(model, batch).double() * tokens, tokens
-            losses = model(**batch, skip_logits=True, reduce_loss=False, use_cache=False).loss.double()
+                tokens = (batch["labels"] != -100).sum().to(self._sum_dtype)[None]
+                return self.compute_loss(model, batch).to(self._sum_dtype) * tokens, tokens
+            losses = model(**batch, skip_logits=True, reduce_loss=False, use_cache=False).loss.to(self._sum_dtype)
         sums = losses.new_zeros(2, self.args.eval_batch_size).index_add_(1, rows, torch.stack([losses, torch.ones_like(losses)]))
         return sums[0], sums[1]
+
+    @property
+    def _sum_dtype(self) -> torch.dtype:
+        return torch.float32 if self.args.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if logs.pop("loss", None) is not None:

@@ -69,6 +69,7 @@ def test_a_model_beside_the_recipe_is_found(tmp_path):
         (MINIMAL + "learning_rate: 0.1\n", "learning_rate has no effect here. Use matrix_lr"),
         (MINIMAL + "max_length: long\n", "max_length is 'long', but it must be a whole number"),
         (MINIMAL + "max_length: 0\n", "max_length is 0"),
+        (MINIMAL + "packing: false\ntorch_compile: true\n", "torch_compile needs rows of one length. Set packing: true"),
         (MINIMAL + "packing: 3\n", "packing is 3, but it must be true or false"),
         (MINIMAL + "optimizer: muon\n", "optimizer is 'muon'; it may be muon_2025"),
         (MINIMAL + "total_batch_size: 4096\n", "either target_examples_per_step"),

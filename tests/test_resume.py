@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
+from transformers import TrainerCallback
 
+from chatsft.arguments import DataArguments
+from chatsft.batches import data_fingerprint
 from chatsft.checkpoints import CheckpointError, find_damage, list_checkpoints
 from chatsft.trainer import ChatTrainer
 from tests.interrupted import finish, start
@@ -151,6 +155,34 @@ def test_the_best_checkpoint_is_kept_and_loaded(tmp_path):
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
     assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-{best}", "checkpoint-6"}
     assert trainer.evaluate()["eval_loss"] == max(validation)
+
+
+def test_a_run_told_to_end_saves_once_and_validates_no_more(tmp_path, monkeypatch):
+    done = []
+    for name in ("_save_checkpoint", "evaluate"):
+        monkeypatch.setattr(ChatTrainer, name, lambda self, *args, name=name, **kwargs: done.append((name, self.state.global_step)) or {})
+    trainer = build_trainer(tmp_path, build_rows(48), eval_rows=build_rows(4), eval_strategy="epoch", save_strategy="epoch", max_steps=24)
+    trainer.add_callback(TerminatedAfter(3))
+    trainer.train()
+    assert done == [("_save_checkpoint", 3)]
+
+
+class TerminatedAfter(TrainerCallback):
+    """Send SIGTERM before a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        if state.global_step == self.step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_place_in_the_data_depends_on_the_seed_where_rows_are_shuffled():
+    rendered = datasets.Dataset.from_dict({"input_ids": [[1, 2], [3]]})
+    by_tokens, by_count = (DataArguments(train_mixture=[], **{key: 64}) for key in ("total_batch_size", "target_examples_per_step"))
+    assert data_fingerprint(rendered, by_tokens, 1) != data_fingerprint(rendered, by_tokens, 2)
+    assert data_fingerprint(rendered, by_count, 1) == data_fingerprint(rendered, by_count, 2)
 
 
 def test_sigterm_is_noticed_only_inside_a_run(tmp_path):

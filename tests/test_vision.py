@@ -144,16 +144,23 @@ def test_packed_or_padded_and_however_accumulated_the_losses_are_the_same(folder
         assert other == pytest.approx(runs[0], rel=2e-5)
 
 
+VALIDATED = ("eval_mixture=[{path: mixed.jsonl, stop: 4}]", "per_device_eval_batch_size=1", "eval_on_start=true", "eval_strategy=no")
+
+
+def every_loss(trainer: ChatTrainer) -> list[float]:
+    return losses(trainer) + [log["eval_token_loss"] for log in trainer.state.log_history if "eval_token_loss" in log]
+
+
 def train_sharded(folder: Path, output: Path, sharding: str) -> list[float]:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     with mock.patch("chatsft.train.ChatTrainer", ShardedTrainer if sharding == "fsdp2" else ChatTrainer):
-        return losses(run(folder, output, "packing=false"))
+        return every_loss(run(folder, output, "packing=false", *VALIDATED))
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
 def test_two_processes_of_which_one_has_no_image_train_as_one(two_processes, folder, tmp_path, sharding):
-    alone = losses(run(folder, tmp_path / "alone", "packing=false"))
+    alone = every_loss(run(folder, tmp_path / "alone", "packing=false", *VALIDATED))
     for together in two_processes.run(train_sharded, folder, tmp_path / "together", sharding):
         assert together == pytest.approx(alone, rel=2e-5)
 

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from transformers import BaseImageProcessor
 
+from chatsft.model.head_loss import IGNORED
 from chatsft.model.processing_gpt import read_pixels
-
-IGNORED = -100
 
 
 class FlatteningCollator:

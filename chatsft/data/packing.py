@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 from torch.utils.data import Dataset
 
-IGNORED = -100
+from chatsft.model.head_loss import IGNORED
 
 
 class ConversationRows(Dataset):

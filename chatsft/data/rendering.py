@@ -42,7 +42,7 @@ def render_dataset(
         with_indices=True,
         fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
         remove_columns=["messages"],
-        features=Features({**kept, **RENDERED, **(IMAGES if reads_images(tokenizer) else {})}),
+        features=Features({**kept, **RENDERED, **(IMAGES if has_image_tokens(tokenizer) else {})}),
         num_proc=num_proc,
         new_fingerprint=make_fingerprint(dataset, tokenizer, max_length),
         desc="Rendering",
@@ -67,7 +67,7 @@ def make_fingerprint(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_l
 
 def render_batch(batch: dict[str, list], indices: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list]:
     """Render the rows of a batch; one that cannot be rendered is empty and has a problem."""
-    render, with_images = conversation_renderer(tokenizer), reads_images(tokenizer)
+    render, with_images = conversation_renderer(tokenizer), has_image_tokens(tokenizer)
     columns = {name: [] for name in (*RENDERED, *(IMAGES if with_images else ()))}
     for row, messages in enumerate(batch["messages"]):
         ids, mask, urls, problem = [], [], [], None
@@ -90,10 +90,10 @@ def render_batch(batch: dict[str, list], indices: Sequence[int], tokenizer: PreT
 
 def first_tokens(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, max_length: int) -> slice:
     """Return what a conversation keeps of its tokens: no more than max_length, and nothing from an image that this would cut on."""
-    return tokenizer.whole_images(ids, 0, max_length) if reads_images(tokenizer) else slice(max_length)
+    return tokenizer.whole_images(ids, 0, max_length) if has_image_tokens(tokenizer) else slice(max_length)
 
 
-def reads_images(tokenizer: PreTrainedTokenizerBase) -> bool:
+def has_image_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
     return isinstance(tokenizer, GPTTokenizer) and tokenizer.num_image_tokens > 0
 
 

@@ -83,19 +83,21 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, positions, targets, softcap):
         compute_weight = weight.to(hidden.dtype)
-        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        needs_weight_grad = ctx.needs_input_grad[1]  # a frozen head needs none
+        needs_grad = ctx.needs_input_grad[0] or needs_weight_grad
         size = chunk_size(len(hidden))
         loss_and_gradient = _compiled_loss_and_gradient() if hidden.is_cuda and len(positions) % size == 0 else _loss_and_gradient
         loss = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = hidden.new_zeros(len(hidden) + 1, hidden.shape[1]) if needs_grad else None  # the last row is that of position -1
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight_grad else None
         for places, labels in zip(positions.split(size), targets.split(size), strict=True):
             chunk = hidden[places]
             logits = chunk @ compute_weight.t()
             if needs_grad:
                 part, grad_logits = loss_and_gradient(logits, labels, softcap)
                 grad_hidden[places] = grad_logits @ compute_weight
-                _add_product(grad_weight, grad_logits.t(), chunk)
+                if needs_weight_grad:
+                    _add_product(grad_weight, grad_logits.t(), chunk)
             else:
                 part = _losses(logits, labels, softcap).sum()
             loss += part
@@ -108,7 +110,8 @@ class _HeadLoss(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         # 1 / tokens in bfloat16 would be up to 0.4 % off, for the whole trunk alike
         grad_hidden = (grad_hidden[:-1].float() * grad_loss).to(grad_hidden.dtype)
-        return grad_hidden, (grad_weight * grad_loss).to(ctx.weight_dtype), None, None, None
+        grad_weight = None if grad_weight is None else (grad_weight * grad_loss).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None, None, None
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

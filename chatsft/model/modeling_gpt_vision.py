@@ -71,13 +71,14 @@ class GPTVisionModel(GPTModel):
     def _embed(self, input_ids: torch.LongTensor, pixel_values: torch.Tensor | None) -> torch.Tensor:
         """Embed tokens and images.
 
-        In training the encoder runs even where there is no image: processes that share weights or gradients have to take the same way.
+        In training, and among several processes, the encoder runs even where there is no image: those that share weights or gradients
+        have to take the same way.
         """
         embeddings, is_image = self.embed_tokens(input_ids), input_ids == self.config.image_token_id
         features = embeddings[:0, :0]
         if pixel_values is not None:
             features = self.get_image_features(pixel_values)
-        elif self.training:
+        elif self.training or torch.distributed.is_initialized():
             features = self.get_image_features(self._blank_image())[:0]
         num_vectors = features.shape[0] * features.shape[1]
         if not torch.compiler.is_compiling() and (num_placeholders := int(is_image.sum())) != num_vectors:

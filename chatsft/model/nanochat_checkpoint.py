@@ -76,8 +76,9 @@ def load_nanochat_checkpoint(folder: str | Path, step: int | None = None) -> Nan
     _check_tensors(names, tensors, config, weights_file)
     state_dict = {names[name]: tensor for name, tensor in tensors.items()}
     rows = config.vocab_size
-    padding = {name: tensor[rows:] for name, tensor in state_dict.items() if name.startswith(VOCABULARY_ROWS) and len(tensor) > rows}
-    state_dict.update({name: state_dict[name][:rows] for name in padding})
+    padded = [name for name, tensor in state_dict.items() if name.startswith(VOCABULARY_ROWS) and len(tensor) > rows]
+    padding = {name: state_dict[name][rows:].clone() for name in padded}  # no view, which would keep the rest in memory
+    state_dict.update({name: state_dict[name][:rows] for name in padded})
     return NanochatCheckpoint(config, state_dict, padding, meta, step)
 
 

@@ -35,9 +35,16 @@ def add_encoder(model: PreTrainedModel, tokenizer: GPTTokenizer, vision_model: s
         raise VisionError(f"vision_model adds an encoder to a nanochat model, not to a {type(model).__name__}. Leave it out.")
     model.resize_token_embeddings(len(tokenizer))
     try:
-        encoder = AutoModel.from_pretrained(vision_model, config=load_encoder_config(vision_model), dtype=model.dtype)
+        encoder, loaded = AutoModel.from_pretrained(
+            vision_model, config=load_encoder_config(vision_model), dtype=model.dtype, output_loading_info=True
+        )
     except Exception as error:
         raise VisionError(f"vision_model {vision_model} does not load: {error}") from error
+    missing = sorted(name for name in loaded["missing_keys"] if not name.startswith(("head.", "pooler.")))  # which no vector goes through
+    if missing:
+        raise VisionError(
+            f"vision_model {vision_model} lacks weights of its encoder ({len(missing)}, as {missing[0]}). Name a model that is the encoder."
+        )
     encoder.config._name_or_path = ""  # a folder of this machine, as often as not
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     own = ("model_type", "architectures", "auto_map", "transformers_version")

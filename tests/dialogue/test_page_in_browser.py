@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,9 @@ SHOWN = ["9-13 =", "calculator\n9-13 = -4", "-4\n#### -4"]
 def served(*arguments: str, folder: Path | None = None) -> Iterator[str]:
     """Run a program that serves the page, and give its address; Ctrl-C ends it."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "GRADIO_SHARE": "1"}  # shared not even then
-    program = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True, env=environment, cwd=folder)
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # to Ctrl-C, which a shell makes what it runs behind it ignore
+    options = {"stdout": subprocess.PIPE, "text": True, "env": environment, "cwd": folder, "preexec_fn": listen}
+    program = subprocess.Popen([sys.executable, "-m", *arguments], **options)
     try:
         line = program.stdout.readline()
         yield re.fullmatch(r"Talk to it at (http://127\.0\.0\.1:\d+/) \(Ctrl-C to end\)\n", line)[1]

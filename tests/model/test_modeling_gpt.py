@@ -314,6 +314,17 @@ def test_loss_without_logits_equals_the_plain_loss_and_its_gradients(build, monk
     assert given.item() == pytest.approx(loss.item(), rel=1e-6)
 
 
+def test_a_frozen_head_gets_no_gradient_and_passes_on_the_same(monkeypatch):
+    monkeypatch.setattr("chatsft.model.head_loss.CHUNK", 7)
+    trained, frozen = model_v2(), model_v2()
+    frozen.lm_head.requires_grad_(False)
+    ids = random_ids(trained, 2, 40)
+    for model in (trained, frozen):
+        model(ids, labels=ids, skip_logits=True).loss.backward()
+    assert frozen.lm_head.weight.grad is None
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(trained.model.parameters(), frozen.model.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("build", both_generations())
 def test_losses_of_single_tokens_add_up_to_the_loss(build):
     model, ids = build().eval(), random_ids(build(), 2, 40)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, CLIPVisionConfig, SiglipConfig, SiglipModel
 from transformers.cache_utils import StaticCache
 
@@ -244,6 +245,11 @@ def test_what_cannot_be_added_says_why(encoder, tmp_path):
     load_encoder_config(encoder).save_pretrained(broken)
     with pytest.raises(VisionError, match="encoder does not load"):
         add_encoder(build_text_model(), tokenizer, str(broken))
+    save_encoder(tmp_path / "incomplete")
+    weights = load_file(tmp_path / "incomplete" / "model.safetensors")
+    save_file(dict(list(weights.items())[1:]), tmp_path / "incomplete" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(VisionError, match=r"incomplete lacks weights of its encoder \(1, as .*\)\. Name"):
+        add_encoder(build_text_model(), tokenizer, str(tmp_path / "incomplete"))
     with pytest.raises(VisionError, match="has no image processor that loads"):
         load_processor(tokenizer, str(broken))
 
