@@ -178,6 +178,12 @@ class RunArguments:
         return bool(getattr(self, "activation_checkpointing", None) or self.gradient_checkpointing)
 
     @property
+    def is_sharded(self) -> bool:
+        """Tell whether FSDP or DeepSpeed is going to share the weights out."""
+        launched = any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED"))
+        return launched or bool(self.fsdp or self.deepspeed)
+
+    @property
     def n_gpu(self) -> int:
         """Use one GPU per process: DataParallel would cut packed rows apart. `accelerate launch` takes the others."""
         return min(super().n_gpu, 1)

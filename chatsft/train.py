@@ -15,8 +15,6 @@ from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.integrations.fsdp import is_fsdp_enabled
 
 from chatsft.adapters import (
     add_adapter,
@@ -113,7 +111,7 @@ def load_model(model_args: ModelArguments, data: DataArguments, args: ChatArgume
         if model_args.lora_r is not None:
             raise RecipeError(f"lora_r adapts models that read text only, but {name} reads images. Leave it out.")
         freeze_encoder(model)
-    if not (isinstance(model, GPTForCausalLM) or model_args.load_in_4bit or is_fsdp_enabled() or is_deepspeed_zero3_enabled()):
+    if not (isinstance(model, GPTForCausalLM) or model_args.load_in_4bit or args.is_sharded):
         model.to(args.device)  # where its attention is tried
     with torch.autocast(args.device.type, torch.bfloat16, enabled=bool(args.bf16)):
         prepare_attention(model, attention, data.packing)

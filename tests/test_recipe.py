@@ -47,6 +47,13 @@ def test_overrides_are_yaml_and_win(tmp_path):
     assert parse_overrides(["--bf16", "seed=3"]) == {"bf16": True, "seed": 3}
 
 
+def test_weights_are_shared_out_where_the_launcher_or_the_recipe_says_so(tmp_path, monkeypatch):
+    args = load_recipe(write(tmp_path), ["use_cpu=true"]).training
+    assert not args.is_sharded
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert args.is_sharded
+
+
 def test_a_number_in_exponent_form_is_a_number(tmp_path):
     assert load_recipe(write(tmp_path, MINIMAL + "matrix_lr: 2e-5\nembedding_lr: 1e2\n")).training.matrix_lr == 2e-5
 
