@@ -14,7 +14,7 @@ Points = Sequence[tuple[float, float]]
 def draw_curves(curves: dict[str, Points], x_label: str = "optimizer step") -> Picture:
     """Draw named curves, each a sequence of (x, y), into one pair of axes; what cannot be drawn is left out.
 
-    >>> draw_curves({"loss": [(1, 2.5), (2, 1.5)]}).count("<polyline")
+    >>> draw_curves({"loss": [(1, 2.5), (2, 1.5)], "norm": [(1, float("nan"))]}).count("<polyline")
     1
     """
     curves = {name: drawn for name, points in curves.items() if (drawn := finite(points))}

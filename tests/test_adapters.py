@@ -4,14 +4,17 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from chatsft.arguments import RecipeError
 from chatsft.convert import convert_to_hf
 from chatsft.model.loading import LoadingError, load_chat_model, load_model_and_tokenizer
 from chatsft.recipe import load_recipe
+from chatsft.run_folder import train_and_save
 from chatsft.train import main, train
 from chatsft.trainer import ChatTrainer
 from tests.model.oracle import FIXTURES
@@ -205,3 +208,10 @@ def test_four_bits_on_a_cpu_are_refused(tmp_path, capsys, monkeypatch):
 def test_an_adapter_is_no_base(case, capsys, tmp_path):
     assert main([str(save_recipe(tmp_path, case.out, **ADAPTER))]) == 2
     assert "is an adapter. Train from the model in its merged/" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting", ["merge_adapter=true", "eval_tasks=[Arithmetic]"])
+def test_what_needs_the_whole_adapter_is_refused_under_fsdp(tmp_path, setting):
+    recipe = load_recipe(save_recipe(tmp_path, save_model("llama", tmp_path / "base")), ["lora_r=2", setting])
+    with pytest.raises(RecipeError, match="of which FSDP gives each process a part"):
+        train_and_save(SimpleNamespace(is_fsdp_enabled=True), recipe, {}, None, None)

@@ -6,9 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from chatsft import chat, eval, preview
+from chatsft.arguments import ChatArguments
+from chatsft.data.collator import PaddingCollator
 from chatsft.model.packed_attention import IsolationError, keeps_packed_apart, prepare_attention
 from chatsft.recipe import load_recipe
 from chatsft.train import main, train
@@ -164,3 +175,16 @@ def test_chat_and_eval_say_that_they_need_nanochats_tokenizer(tmp_path, capsys):
     for program, options in ((chat.main, []), (eval.main, ["--tasks", "Arithmetic"])):
         assert program([str(tmp_path), *options]) == 2
         assert "does not know nanochat's chat format" in capsys.readouterr().err
+
+
+def test_the_best_weights_of_a_model_that_renames_them_on_saving_come_back(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=2, vocab_size=64))
+    trainer = ChatTrainer(model=model, args=ChatArguments(output_dir=tmp_path, use_cpu=True), data_collator=PaddingCollator(0))
+    best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer.save_model(tmp_path / "checkpoint-1")
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    trainer.state.best_model_checkpoint = str(tmp_path / "checkpoint-1")
+    trainer._load_best_model()
+    assert all(torch.equal(tensor, best[name]) for name, tensor in model.state_dict().items())

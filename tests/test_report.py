@@ -88,6 +88,12 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, fo
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_page_that_is_no_html_file_is_refused_before_anything_is_written(tmp_path, capsys):
+    assert main([str(write_run(tmp_path / "a")), "--output", str(tmp_path / "page")]) == 2
+    assert "Give it a name that ends in .html" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_without_matplotlib_the_error_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
     assert main([str(write_run(tmp_path / "a"))]) == 2

@@ -41,3 +41,16 @@ def test_a_summary_is_in_problem_order_with_its_counts():
 def test_a_task_without_problems_gives_an_empty_report():
     report = task_evaluation.summarize("empty", [])
     assert (report.accuracy, report.num_problems, report.interval, report.pass_at) == (0.0, 0, (0.0, 1.0), {})
+
+
+@pytest.mark.parametrize(("temperature", "num_calls"), [(0.0, 1), (1.0, 3)])
+def test_greedy_answers_are_written_in_one_call_that_refills_its_places(monkeypatch, temperature, num_calls):
+    calls = []
+    monkeypatch.setattr(
+        task_evaluation, "write_answers", lambda *args, **options: calls.append((len(args[3]), options["batch_size"])) or []
+    )
+    options = EvaluationOptions(batch_size=2, max_problems=5, temperature=temperature)
+    evaluate_task("spellingbee", recorded_task("spellingbee"), load_model(), load_tokenizer(), options)
+    assert len(calls) == num_calls
+    assert sum(size for size, _ in calls) == 5
+    assert {most for _, most in calls} == {2}
