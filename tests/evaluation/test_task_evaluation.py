@@ -46,9 +46,12 @@ def test_a_task_without_problems_gives_an_empty_report():
 @pytest.mark.parametrize(("temperature", "num_calls"), [(0.0, 1), (1.0, 3)])
 def test_greedy_answers_are_written_in_one_call_that_refills_its_places(monkeypatch, temperature, num_calls):
     calls = []
-    monkeypatch.setattr(
-        task_evaluation, "write_answers", lambda *args, **options: calls.append((len(args[3]), options["batch_size"])) or []
-    )
+
+    def write(model, tokenizer, task, problems, *, batch_size, **options):
+        calls.append((len(problems), batch_size))
+        return []
+
+    monkeypatch.setattr(task_evaluation, "write_answers", write)
     options = EvaluationOptions(batch_size=2, max_problems=5, temperature=temperature)
     evaluate_task("spellingbee", recorded_task("spellingbee"), load_model(), load_tokenizer(), options)
     assert len(calls) == num_calls
