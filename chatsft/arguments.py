@@ -180,8 +180,7 @@ class RunArguments:
     @property
     def is_sharded(self) -> bool:
         """Tell whether FSDP or DeepSpeed is going to share the weights out."""
-        launched = any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED"))
-        return launched or bool(self.fsdp or self.deepspeed)
+        return is_launched_with("FSDP") or is_launched_with("DEEPSPEED") or bool(self.fsdp or self.deepspeed)
 
     @property
     def n_gpu(self) -> int:
@@ -227,6 +226,11 @@ class ChatArguments(RunArguments, TrainingArguments):
             raise RecipeError(f"activation_memory_budget is {self.activation_memory_budget}; it is a share, from 0 to 1.")
         if self.label_smoothing_factor:
             raise RecipeError("label_smoothing_factor is set, but the loss on trained positions is not smoothed. Leave it out.")
+
+
+def is_launched_with(engine: str) -> bool:
+    """Tell whether `accelerate launch` was configured with FSDP or DEEPSPEED."""
+    return os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true"
 
 
 def optimizer_key(is_adapter: bool) -> str:

@@ -1,7 +1,6 @@
 """Recipes: flat YAML plus overrides become argument dataclasses."""
 
 import difflib
-import os
 import re
 import types
 import typing
@@ -11,7 +10,16 @@ from pathlib import Path
 
 import yaml
 
-from chatsft.arguments import ChatArguments, DataArguments, ModelArguments, RecipeError, RunArguments, check_deepspeed, optimizer_key
+from chatsft.arguments import (
+    ChatArguments,
+    DataArguments,
+    ModelArguments,
+    RecipeError,
+    RunArguments,
+    check_deepspeed,
+    is_launched_with,
+    optimizer_key,
+)
 
 REPLACED = {
     "learning_rate": "matrix_lr, embedding_lr, unembedding_lr and scalar_lr",
@@ -67,7 +75,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), arguments: tupl
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             raise RecipeError(f"{path}: unknown key {name!r}." + (f" Did you mean {nearest[0]!r}?" if nearest else ""))
-    if settings.get("deepspeed") or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+    if settings.get("deepspeed") or is_launched_with("DEEPSPEED"):
         key = optimizer_key(bool(settings.get("lora_r")))
         check_deepspeed(key, settings.get(key, getattr(ChatArguments, key)))
     groups = [{name: value for name, value in settings.items() if known[name] is owner} for owner in arguments]

@@ -3,10 +3,11 @@
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from queue import SimpleQueue
 
 import torch
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from chatsft.dialogue.conversation import Conversation, Message
@@ -45,9 +46,13 @@ class Speaker:
         """Return the ids of the answer to `message`, showing them to `streamer` as they come; the turn is not added."""
         options = vars(settings) | {"seed": None if settings.seed is None else settings.seed + len(conversation.turns)}
         if urls := conversation.images(message):
-            options["pixel_values"] = read_pixels(urls, load_processor(self.tokenizer, self.name).image_processor)
+            options["pixel_values"] = read_pixels(urls, self._image_processor)
         [[answer]] = generate_completions(self.model, self.tokenizer, [conversation.prompt(message)], streamer=streamer, **options)
         return answer
+
+    @cached_property
+    def _image_processor(self) -> BaseImageProcessor:
+        return load_processor(self.tokenizer, self.name).image_processor
 
 
 class StoppedError(Exception):
