@@ -195,8 +195,9 @@ class ChatArguments(RunArguments, TrainingArguments):
     Args:
         loss_average: "token", over the supervised tokens of a step, or "micro_batch", nanochat's mean of means.
         torch_compile: compile the layers for training (Trainer itself would compile the whole model, evaluation included).
-        compile_scope: what torch_compile takes at a time: "layer", quick to compile at every depth, or "stack", all layers as one, which
-            compiles for longer and spares the host about a millisecond a layer and step: for small models and short runs of many steps.
+        compile_scope: what torch_compile takes at a time: "layer", quick to compile at every depth; "stack", all layers as one, which
+            compiles for longer and spares the host about a millisecond a layer and step; or "step", layers whose forward and backward
+            pass are then captured as one CUDA graph, which leaves the host almost nothing to do: for small models, on one GPU.
         activation_memory_budget: with torch_compile, the share of the activations that is kept for the backward pass; below 1 the cheap
             ones are computed again (docs/benchmarks.md has memory and speed).
         max_skipped_in_a_row: steps in a row that may be left out because of a NaN or for lack of memory before the run ends.
@@ -221,7 +222,12 @@ class ChatArguments(RunArguments, TrainingArguments):
             self.accelerator_config = {"non_blocking": True}
         super().__post_init__()
         _check_choice("loss_average", self.loss_average, ("token", "micro_batch"))
-        _check_choice("compile_scope", self.compile_scope, ("layer", "stack"))
+        _check_choice("compile_scope", self.compile_scope, ("layer", "stack", "step"))
+        if self.compile_scope == "step" and self.recomputes_layers:
+            raise RecipeError(
+                "compile_scope is 'step', but a CUDA graph cannot hold layers that are computed again. Set activation_memory_budget below "
+                "1 in place of gradient_checkpointing."
+            )
         if not 0 <= self.activation_memory_budget <= 1:
             raise RecipeError(f"activation_memory_budget is {self.activation_memory_budget}; it is a share, from 0 to 1.")
         if self.label_smoothing_factor:

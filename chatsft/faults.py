@@ -1,9 +1,9 @@
 """Faults in a batch: a step that met one is made on no process, and no process waits for another.
 
 Whatever happens to a process in its micro-batches, it takes part in averaging the gradients (`gradients.py`). Then the processes exchange
-one number each, and all of them make the step or none does. Reading these numbers is the only place in a step where the host waits for
-the device. It waits there, and does not let the device decide, because then the optimizer needs to know nothing of faults: a dropped step
-has no gradients, so weights, momenta and counters stay as they are. The device is idle only while the update's first kernels are launched.
+one number each, and all of them make the step or none does. The device decides: the optimizer is handed the verdict as `found_inf`, as
+torch's GradScaler hands it over, and its kernels leave weights, momenta and counters as they are. The host reads the verdict while the
+device is at work on the next step, so that nobody waits.
 """
 
 import logging
@@ -60,20 +60,36 @@ class StepGuard:
         clear_device_cache(garbage_collection=True)
         logger.warning("out of memory on process %d: %s", self.accelerator.process_index, reason)
 
-    def agree(self, norms: dict[str, Tensor], is_stopping: bool) -> list[int]:
-        """Exchange what each process met: bits of LOSS, GRADIENT, MEMORY and STOP, by process."""
+    def agree(self, norms: dict[str, Tensor], is_stopping: bool) -> "Agreement":
+        """Exchange what each process met."""
         met = torch.zeros(1, dtype=torch.long, device=self.accelerator.device)
         met += MEMORY * self.is_out_of_memory + STOP * is_stopping
         if self.can_drop:
             met += LOSS * ~self.loss.isfinite()
         if self.can_drop and norms:
             met += GRADIENT * ~torch.stack(list(norms.values())).isfinite().all()
-        return self.accelerator.gather(met).tolist()
+        return Agreement(self.accelerator.gather(met))
 
-    def drop(self, model: torch.nn.Module) -> None:
-        """Forget the step: without gradients the optimizer leaves everything as it is."""
-        model.zero_grad(set_to_none=True)
-        self.loss = torch.zeros_like(self.loss)
+
+class Agreement:
+    """What each process met in a step, as bits of LOSS, GRADIENT, MEMORY and STOP; begins its way to the host when made.
+
+    Attributes:
+        is_faulty: 1.0 where any process met a fault and 0.0 otherwise, (), float32, on the device.
+    """
+
+    def __init__(self, met: Tensor):
+        self.is_faulty = (met & sum(FAULTS)).any().float()
+        self.met, self.arrival = met, None
+        if met.is_cuda:
+            self.met, self.arrival = met.to("cpu", non_blocking=True), torch.cuda.Event()
+            self.arrival.record()
+
+    def read(self) -> list[int]:
+        """Return the bits by process; wait until they have arrived, but for nothing that the device was given to do later."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        return self.met.tolist()
 
 
 def faults_by_process(met: list[int]) -> dict[int, str]:

@@ -1,13 +1,14 @@
 """transformers' Trainer with steps that are made on every process or on none, and a log of what they did."""
 
 import logging
+from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from chatsft.data.packing import ConversationRows
-from chatsft.faults import FAULTS, STOP, StepGuard, describe_faults, faults_by_process
+from chatsft.faults import FAULTS, STOP, Agreement, StepGuard, describe_faults, faults_by_process
 from chatsft.gradients import GradientAverager, gradient_norms, local_gradients
 from chatsft.resumable_trainer import ResumableTrainer
 from chatsft.step_log import StepLog
@@ -15,11 +16,24 @@ from chatsft.step_log import StepLog
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class Step:
+    """An optimizer step whose verdict is on its way from the device, with what the log says of it (see StepLog.add)."""
+
+    number: int
+    agreement: Agreement
+    loss: Tensor
+    supervised_tokens: Tensor
+    norms: dict[str, Tensor]
+    is_whole: bool
+
+
 class GuardedTrainer(ResumableTrainer):
     """Leave out, on every process, a step that met a NaN or did not fit in memory.
 
     Such a step changes neither weights nor momenta nor optimizer counters; the schedule and the place in the data move on. More than
-    `max_skipped_in_a_row` of them end the run with a checkpoint.
+    `max_skipped_in_a_row` of them end the run with a checkpoint. The host learns of a step before it makes the next one, and before it
+    logs, saves, evaluates or ends.
     """
 
     def __init__(self, *args, **kwargs):
@@ -30,6 +44,7 @@ class GuardedTrainer(ResumableTrainer):
         self.step_log, self.skipped_in_a_row = StepLog(self.args.device), 0
         self.step_tokens = torch.zeros((), dtype=torch.long)
         self.averager: GradientAverager | None = None
+        self.unread: Step | None = None
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Take the micro-batches of one optimizer step and count what they train."""
@@ -49,47 +64,76 @@ class GuardedTrainer(ResumableTrainer):
             self.averager = GradientAverager(model)
         self.averager.begin(is_last=self.accelerator.sync_gradients)
         with local_gradients(model):
-            self.guard.attempt(partial(super().training_step, model, inputs, num_items_in_batch))
+            self.guard.attempt(partial(self.compute_micro_batch, model, inputs, num_items_in_batch))
         if not self.accelerator.sync_gradients:
             return torch.zeros_like(self.guard.loss)
         self.averager.finish()
         scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
         norms = {name: norm / scale for name, norm in gradient_norms(self.optimizer.param_groups).items()}
-        met = self.guard.agree(norms, self.stop_signal.is_received)
+        self._read_verdict()
+        agreement = self.guard.agree(norms, self.stop_signal.is_received)
+        is_whole = self._place_in_epoch(self.state.global_step) + 1 < self._steps_per_epoch()
+        self.unread = Step(self.state.global_step, agreement, self.guard.loss, self.step_tokens, norms, is_whole)
+        if not self.guard.can_drop:
+            return self.guard.loss
+        self.optimizer.optimizer.found_inf = agreement.is_faulty
+        return torch.where(agreement.is_faulty > 0, 0.0, self.guard.loss)
+
+    def compute_micro_batch(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        """Run forward and backward pass of a micro-batch and return its loss, ()."""
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        control = self.control
+        if (
+            control.should_log
+            or control.should_save
+            or control.should_evaluate
+            or control.should_training_stop
+            or control.should_epoch_stop
+        ):
+            self._read_verdict()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _read_verdict(self) -> None:
+        """Find out about the last step and note it; the order and the time are the same on every process."""
+        step, self.unread = self.unread, None
+        if step is None:
+            return
+        met = step.agreement.read()
         if any(bits & STOP for bits in met):
             self.end("SIGTERM")
         if any(bits & fault for bits in met for fault in FAULTS):
-            self._leave_out(model, met)
+            self._note_left_out(step, met)
         else:
-            self.step_log.add(self.guard.loss, self.step_tokens, norms, is_whole=self._place_in_epoch() + 1 < self._steps_per_epoch())
+            self.step_log.add(step.loss, step.supervised_tokens, step.norms, step.is_whole)
             self.skipped_in_a_row = 0
-        return self.guard.loss
 
-    def _leave_out(self, model: nn.Module, met: list[int]) -> None:
-        self.guard.drop(model)
+    def _note_left_out(self, step: Step, met: list[int]) -> None:
+        self.optimizer.optimizer.forget_step()
         self.step_log.skipped_steps += 1
         self.skipped_in_a_row += 1
-        faults, rows = faults_by_process(met), self._rows_of_step()
+        faults, rows = faults_by_process(met), self._rows_of_step(step.number)
         named = self.train_dataset.name_conversations(rows) if rows and isinstance(self.train_dataset, ConversationRows) else []
         entry = {"skipped_step": {str(process): fault for process, fault in faults.items()}, "rows": rows, "conversations": named}
-        self.state.log_history.append({**entry, "step": self.state.global_step + 1})
+        self.state.log_history.append({**entry, "step": step.number + 1})
         words = describe_faults(faults, len(met))
         if self.is_world_process_zero():
             where = f"Its rows were {rows[0]} to {rows[-1]} ({list_start(named)})" if rows else "Its rows are unknown"
-            logger.warning("Step %05d was left out on every process: %s. %s", self.state.global_step, words, where)
+            logger.warning("Step %05d was left out on every process: %s. %s", step.number, words, where)
         if self.skipped_in_a_row > self.args.max_skipped_in_a_row:
             self.end(f"{self.skipped_in_a_row} steps in a row were left out, the last one because of {words}")
 
-    def _rows_of_step(self) -> list[int] | None:
-        """Number the rows of the current step over all processes; None where they are not taken in order."""
+    def _rows_of_step(self, number: int) -> list[int] | None:
+        """Number the rows of a step over all processes; None where they are not taken in order."""
         if self.args.train_sampling_strategy != "sequential":
             return None
         size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        first = self._place_in_epoch() * size
+        first = self._place_in_epoch(number) * size
         return list(range(first, min(first + size, len(self.train_dataset))))
 
-    def _place_in_epoch(self) -> int:
-        return self.state.global_step % self._steps_per_epoch()
+    def _place_in_epoch(self, number: int) -> int:
+        return number % self._steps_per_epoch()
 
     def _steps_per_epoch(self) -> int:
         return -(-len(self.callback_handler.train_dataloader) // self.args.gradient_accumulation_steps)

@@ -17,8 +17,8 @@ from chatsft.throughput import count_matmul_parameters
 EFFICIENCY = 0.5
 """Share of the rate of a plain matrix product that training reaches: 0.47 at depth 12 and 0.55 at depth 20, measured on an H200."""
 
-SECONDS_PER_UPDATE = 0.015
-"""What an update takes on a GPU however little is in it: the host's work."""
+HOST_SECONDS = {"layer": 0.025, "stack": 0.023, "step": 0.012}
+"""What the host needs for an update of a small model on a GPU, by compile_scope; measured with eight layers."""
 
 
 class Batching(NamedTuple):
@@ -118,7 +118,7 @@ def predict_seconds(model: PreTrainedModel, args: ChatArguments, batching: Batch
     share = batching.supervised_tokens / batching.tokens if isinstance(model.config, GPTConfig) else 1.0
     operations = 6 * update_tokens * (count_matmul_parameters(model) - head + share * head)
     seconds = operations / (EFFICIENCY * matmul_rate(args.device, torch.bfloat16 if args.bf16 else torch.float32))
-    return updates * (max(seconds, SECONDS_PER_UPDATE) if args.device.type == "cuda" else seconds)
+    return updates * (max(seconds, HOST_SECONDS[args.compile_scope]) if args.device.type == "cuda" else seconds)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

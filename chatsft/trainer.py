@@ -1,6 +1,7 @@
 """ChatTrainer: transformers' Trainer with nanochat's optimizer, schedule and loss."""
 
 import logging
+from functools import partial
 
 import torch
 from accelerate.utils.modeling import is_peft_model
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 
 from chatsft.arguments import ChatArguments
+from chatsft.captured_step import CapturedStep
 from chatsft.guarded_trainer import GuardedTrainer
 from chatsft.model.head import GPTHead
 from chatsft.model.modeling_gpt import GPTForCausalLM
@@ -52,6 +54,7 @@ class ChatTrainer(NanochatTraining, GuardedTrainer):
             base.model.compile_layers(self.args.compile_scope == "stack", self.args.activation_memory_budget)
         elif self.args.compile_layers:
             logger.warning("torch_compile compiles the layers of chatsft's own models; %s runs as it is", type(base).__name__)
+        self.captured = self._captured_step() if self.args.compile_layers and self.args.compile_scope == "step" else None
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -66,6 +69,21 @@ class ChatTrainer(NanochatTraining, GuardedTrainer):
         self.step_log.tokens += tokens
         average_tokens = supervised_tokens is not None and self.args.loss_average == "token"
         return batches, supervised_tokens.clamp(min=1) if average_tokens else None
+
+    def compute_micro_batch(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        if self.captured is None:
+            return super().compute_micro_batch(model, inputs, num_items_in_batch)
+        return self.captured(self._prepare_inputs(inputs), num_items_in_batch, self.current_gradient_accumulation_steps)
+
+    def _captured_step(self) -> CapturedStep | None:
+        """Capture micro-batches where nothing but their values changes from one to the next."""
+        if self.args.device.type == "cuda" and self.args.world_size == 1 and type(without_adapter(self.model)) is GPTForCausalLM:
+            compute = partial(super().compute_micro_batch, self.model)
+            return CapturedStep(compute, [param for param in self.model.parameters() if param.requires_grad])
+        logger.warning(
+            "compile_scope 'step' captures chatsft's text models on one GPU; here the layers are compiled and nothing is captured"
+        )
+        return None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Compute the loss on supervised positions alone where the model knows how: our own, with a plain head."""

@@ -88,15 +88,17 @@ def test_two_processes_go_on_with_what_one_has_left(two_processes, one_process, 
         assert result == pytest.approx(one_process, rel=1e-5)
 
 
+@pytest.mark.parametrize("logging_steps", [1, 4])
 @pytest.mark.parametrize("fault", ["nan loss", "no memory backward"])
-def test_a_fault_on_a_single_process_leaves_its_step_out(tmp_path, fault, caplog):
+def test_a_fault_on_a_single_process_leaves_its_step_out(tmp_path, fault, logging_steps, caplog):
     rows = build_rows(24)
-    trainer = build_trainer(tmp_path, rows, trainer_class=FaultyTrainer)
+    trainer = build_trainer(tmp_path, rows, trainer_class=FaultyTrainer, logging_steps=logging_steps)
     trainer.faults = {(1, 1, 0): fault}
     trainer.train()
-    reference = build_trainer(tmp_path, rows[:4] + rows[8:], max_steps=5, skipped_updates=(1,))
+    fewer = {"max_steps": 5, "skipped_updates": (1,), "logging_steps": max(1, logging_steps - 1)}
+    reference = build_trainer(tmp_path, rows[:4] + rows[8:], **fewer)
     reference.train()
-    assert losses(trainer) == losses(reference)
+    assert losses(trainer)[: 6 // logging_steps] == losses(reference)[: 6 // logging_steps]
     pairs = zip(everything_that_an_update_changes(trainer), everything_that_an_update_changes(reference), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert "Step 00001 was left out on every process" in caplog.text
@@ -153,6 +155,16 @@ def test_too_many_faults_in_a_row_end_the_run_with_a_checkpoint(tmp_path):
     healed.train(resume_from_checkpoint=True)
     assert healed.state.log_history[-2]["skipped_steps"] == 5
     assert len(losses(healed)) == 5
+
+
+def test_the_host_learns_of_a_fault_a_step_later_where_nothing_is_logged(tmp_path):
+    trainer = build_trainer(tmp_path, build_rows(40), trainer_class=FaultyTrainer, max_steps=10, max_skipped_in_a_row=2, logging_steps=10)
+    trainer.faults = {(step, 0, 0): "nan loss" for step in (1, 2, 4, 5, 6)}
+    with pytest.raises(TrainingFault, match="3 steps in a row were left out"):
+        trainer.train()
+    assert trainer.state.global_step == 8
+    assert [entry["step"] for entry in skipped(trainer)] == [2, 3, 5, 6, 7]
+    assert skipped(trainer)[-1]["rows"] == [24, 25, 26, 27]
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ LAYERS = (  # what stands higher may import what stands lower; neighbours in one
     ("trainer", "callbacks", "task_metrics", "adapters", "plan", "health_warnings", "warm_start"),
     ("nanochat_training", "guarded_trainer"),
     ("resumable_trainer",),
-    ("arguments", "throughput", "curves", "nanochat_origin", "gradients", "faults", "step_log", "checkpoints", "stopping"),
+    ("arguments", "throughput", "curves", "nanochat_origin", "gradients", "faults", "captured_step", "step_log", "checkpoints", "stopping"),
     ("evaluation",),
     ("inspection",),
     ("pages", "environment"),

@@ -11,7 +11,13 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from chatsft.optim.distributed import Alone, assign_owners, exchange_between, gather_states, local, num_processes, zeros_beside
-from chatsft.optim.orthogonalization import orthogonalize_2025, orthogonalize_2026, reduce_variance, second_momentum_shape
+from chatsft.optim.orthogonalization import (
+    apply_momentum,
+    orthogonalize_2025,
+    orthogonalize_2026,
+    reduce_variance,
+    second_momentum_shape,
+)
 from chatsft.optim.schedule import muon_momentum
 
 ORTHOGONALIZE = {"2025": orthogonalize_2025, "2026": orthogonalize_2026}
@@ -37,6 +43,9 @@ class MuonAdamW(torch.optim.Optimizer):
     Where every process holds all parameters and the same gradients (DDP), name their group: then each process keeps the momentum of its
     share alone, and `consolidate_state_dict` has to run on all of them before one calls `state_dict`.
 
+    A step can be left out by the device: where `found_inf`, set before the step, is 1, weights and state stay as they are. The attribute
+    is the one that torch's GradScaler sets. Muon counts its steps on the host, so it has to be told with `forget_step`.
+
     Args:
         params: parameter groups, each with `kind` and `lr`, as `parameter_groups` makes them.
         process_group: the processes that hold the same parameters; None where each steps all of its own.
@@ -45,6 +54,8 @@ class MuonAdamW(torch.optim.Optimizer):
     def __init__(self, params: Iterable[dict], process_group: ProcessGroup | None = None):
         self.process_group = process_group
         self.consolidated = None
+        self.found_inf: Tensor | None = None
+        self.counted: list[dict] = []
         super().__init__(params, defaults={})
 
     def add_param_group(self, param_group: dict) -> None:
@@ -57,7 +68,7 @@ class MuonAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
         """Update every parameter that has a gradient; the others, and their state, are left alone."""
-        loss, self.consolidated = None, None
+        loss, self.consolidated, self.counted = None, None, []
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -69,10 +80,15 @@ class MuonAdamW(torch.optim.Optimizer):
                 self._step_adamw(group, params)
         return loss
 
+    def forget_step(self) -> None:
+        """Take back the count of the last step, which the device has left out."""
+        for group in self.counted:
+            group["num_steps"] -= 1
+        self.counted = []
+
     def _step_adamw(self, group: dict, params: list[Tensor]) -> None:
         """Step elementwise, so that of a sharded parameter every process steps what it holds."""
         states = [self._adamw_state(param) for param in params]
-        fused = all(param.is_cuda for param in params)
         adamw(
             [local(param) for param in params],
             [local(param.grad) for param in params],
@@ -80,8 +96,8 @@ class MuonAdamW(torch.optim.Optimizer):
             [local(state["exp_avg_sq"]) for state in states],
             [],
             [state["step"] for state in states],
-            fused=fused,
-            foreach=not fused,
+            fused=True,
+            found_inf=self.found_inf,
             amsgrad=False,
             maximize=False,
             beta1=group["betas"][0],
@@ -103,6 +119,7 @@ class MuonAdamW(torch.optim.Optimizer):
         for exchange in exchanges:
             exchange.finish()
         group["num_steps"] += 1
+        self.counted.append(group)
 
     def _step_matrices(self, group: dict, exchange: Alone, momentum: float) -> None:
         """Turn the gradients of equal matrices into their step: elementwise on what this process holds, the rest on whole matrices."""
@@ -110,19 +127,37 @@ class MuonAdamW(torch.optim.Optimizer):
         if not params:
             return
         states = [self._muon_state(param, group["rule"]) for param in params]
-        gradients, buffers = [local(param.grad) for param in params], [local(state["momentum_buffer"]) for state in states]
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        nesterov = torch.stack(torch._foreach_lerp(gradients, buffers, momentum))
+        gradients = torch.stack([local(param.grad) for param in params])
+        buffers = merge([local(state["momentum_buffer"]) for state in states])
+        share = torch.full((), 1 - momentum, device=buffers.device)  # a number would be compiled in, and momentum warms up
+        nesterov = _on(buffers.device, apply_momentum)(gradients, buffers, share, self.found_inf)
         rows, columns = params[0].shape
-        directions = _orthogonalize(exchange.to_owners(nesterov, rows), group["rule"], group["precision"])
+        directions = self._orthogonalize(exchange.to_owners(nesterov, rows), group["rule"], group["precision"])
         if group["rule"] == "2026":
-            directions = _reduce_variance(directions, [local(state["second_momentum_buffer"]) for state in states], exchange)
+            directions = self._reduce_variance(directions, [local(state["second_momentum_buffer"]) for state in states], exchange)
         directions, weights = exchange.to_holders(directions, rows), [local(param) for param in params]
         if group["weight_decay"]:
             stacked = torch.stack(weights).float()
-            directions = directions + group["weight_decay"] * stacked * (directions * stacked >= 0)
+            decay = group["weight_decay"] * (1 if self.found_inf is None else 1 - self.found_inf)
+            directions = directions + decay * stacked * (directions * stacked >= 0)
         learning_rate = group["lr"] * max(1.0, rows / columns) ** 0.5
         torch._foreach_add_(weights, list(directions.to(nesterov.dtype).unbind()), alpha=-learning_rate)
+
+    def _orthogonalize(self, stacked: Tensor, rule: str, precision: str | None) -> Tensor:
+        if not len(stacked):  # this process owns none
+            return stacked.float()
+        precision = PRECISIONS[precision or ("bfloat16" if stacked.is_cuda else "float32")]
+        return _on(stacked.device, ORTHOGONALIZE[rule])(stacked, precision, self.found_inf)
+
+    def _reduce_variance(self, directions: Tensor, buffers: list[Tensor], exchange: Alone) -> Tensor:
+        """Apply NorMuon to whole matrices, whose second momenta are spread along their longer side."""
+        shape = second_momentum_shape(*directions.shape[-2:])
+        stacked = exchange.to_owners(torch.stack(buffers).flatten(1)[..., None], max(shape)).view(-1, *shape).float()
+        if len(directions):
+            directions = _on(directions.device, reduce_variance)(directions, stacked, beta2=0.9, found_inf=self.found_inf)
+        returned = exchange.to_holders(stacked.flatten(1)[..., None], max(shape))
+        torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(returned, buffers, strict=True)])
+        return directions
 
     def _owners(self, group: dict) -> dict[Tensor, int]:
         """Name the process that orthogonalizes each matrix, the same on all of them and at every step."""
@@ -133,11 +168,10 @@ class MuonAdamW(torch.optim.Optimizer):
     def _adamw_state(self, param: Tensor) -> dict:
         state = self.state[param]
         if not state:
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.zeros((), device=param.device)
             state["exp_avg"] = torch.zeros_like(param)
             state["exp_avg_sq"] = torch.zeros_like(param)
-        if param.is_cuda and not state["step"].is_cuda:  # the fused kernel counts on the device; a checkpoint may come from CPU
-            state["step"] = state["step"].to(param.device)
+        state["step"] = state["step"].to(param.device)  # the fused kernel counts there; a checkpoint may come from elsewhere
         return state
 
     def _muon_state(self, param: Tensor, rule: str) -> dict:
@@ -208,6 +242,24 @@ def _check_group(group: dict) -> None:
         raise ValueError(f"muon precision {group['precision']!r} is unknown, expected one of {', '.join(PRECISIONS)}.")
 
 
+def merge(tensors: list[Tensor]) -> Tensor:
+    """Return tensors of one shape as one stack that shares their memory; where they do not lie in a row yet, they are moved.
+
+    >>> first, second = torch.zeros(2), torch.ones(2)
+    >>> merge([first, second]).mul_(3)
+    tensor([[0., 0.],
+            [3., 3.]])
+    >>> second
+    tensor([3., 3.])
+    """
+    start, size = tensors[0].data_ptr(), tensors[0].nbytes
+    lie_in_a_row = all(tensor.data_ptr() == start + place * size for place, tensor in enumerate(tensors))
+    if not lie_in_a_row or tensors[-1].untyped_storage().data_ptr() != tensors[0].untyped_storage().data_ptr():
+        for tensor, moved in zip(tensors, torch.stack(tensors), strict=True):
+            tensor.set_(moved)
+    return tensors[0].as_strided((len(tensors), *tensors[0].shape), (tensors[0].numel(), *tensors[0].stride()))
+
+
 def _same_shape(params: list[Tensor]) -> list[list[int]]:
     """Return the indices of `params` that can be stacked, in order of first appearance."""
     indices = defaultdict(list)
@@ -216,26 +268,12 @@ def _same_shape(params: list[Tensor]) -> list[list[int]]:
     return list(indices.values())
 
 
-def _reduce_variance(directions: Tensor, buffers: list[Tensor], exchange: Alone) -> Tensor:
-    """Apply NorMuon to whole matrices, whose second momenta are spread along their longer side."""
-    shape = second_momentum_shape(*directions.shape[-2:])
-    stacked = exchange.to_owners(torch.stack(buffers).flatten(1)[..., None], max(shape))
-    second_momentum = stacked.view(-1, *shape).float()
-    directions = reduce_variance(directions, second_momentum, beta2=0.9)
-    returned = exchange.to_holders(second_momentum.flatten(1)[..., None], max(shape))
-    torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(returned, buffers, strict=True)])
-    return directions
-
-
-def _orthogonalize(stacked: Tensor, rule: str, precision: str | None) -> Tensor:
-    if not len(stacked):  # this process owns none
-        return stacked.float()
-    on_cuda = stacked.is_cuda
-    function = _compiled(rule) if on_cuda else ORTHOGONALIZE[rule]
-    return function(stacked, PRECISIONS[precision or ("bfloat16" if on_cuda else "float32")])
+def _on(device: torch.device, function: Callable) -> Callable:
+    """Return what computes a function on a device: on CUDA, compiled code."""
+    return _compiled(function) if device.type == "cuda" else function
 
 
 @cache
-def _compiled(rule: str) -> Callable[[Tensor, torch.dtype], Tensor]:
+def _compiled(function: Callable) -> Callable:
     """Compile once per process, on first use: one graph per stack shape."""
-    return torch.compile(ORTHOGONALIZE[rule], dynamic=False)
+    return torch.compile(function, dynamic=False)

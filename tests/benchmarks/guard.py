@@ -3,8 +3,8 @@
 python -m tests.benchmarks.guard [--depth 12] [--rows 32] [--steps 30] [--turns 3]
 torchrun --nproc_per_node 2 -m tests.benchmarks.guard
 
-The guard measures all gradients, waits once a step for the device and, on several processes, averages the gradients after the last
-backward pass where DDP would do so during it. Without it, Trainer's own step runs. Needs a GPU with bfloat16.
+The guard measures all gradients, lets the device decide about each step and, on several processes, averages the gradients itself.
+Without it, Trainer's own step runs. Needs a GPU with bfloat16.
 """
 
 import argparse

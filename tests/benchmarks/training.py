@@ -11,6 +11,7 @@ overrides, the second time with everything cached. Each line is JSON; "idle_pct"
 """
 
 import argparse
+import gc
 import json
 import math
 import random
@@ -23,7 +24,7 @@ from functools import cache
 
 import torch
 from datasets import Dataset
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, schedule
 from transformers import TrainerCallback
 
 from chatsft.arguments import ChatArguments
@@ -41,12 +42,13 @@ LENGTH = 2048
 PEAK = 790e12  # bfloat16 matrix rate measured on one H200; mfu = 6 x matmul parameters x real tokens / time / PEAK
 CASES = {
     "d12": {"depth": 12},
-    "d12 as one call": {"depth": 12, "compile_scope": "stack"},
+    "d12 as one graph": {"depth": 12, "compile_scope": "step"},
     "d12 less memory": {"depth": 12, "activation_memory_budget": 0.8},
     "d12 torch attention": {"depth": 12, "attention": "varlen"},
     "d20": {"depth": 20},
     "d20 less memory": {"depth": 20, "activation_memory_budget": 0.8},
     "d12 2026": {"depth": 12, "vocab_size": 32768, "year": "2026"},
+    "d12 2026 as one graph": {"depth": 12, "vocab_size": 32768, "year": "2026", "compile_scope": "step"},
 }
 
 
@@ -101,19 +103,23 @@ class StepTimer(TrainerCallback):
 
 
 class IdleMeter(TrainerCallback):
-    """Profile two updates and add up the time in which the GPU runs nothing."""
+    """Profile two updates, after two under the profiler that do not count, and add up the time in which the GPU runs nothing."""
+
+    UPDATES = 4
 
     def __init__(self, first: int):
-        self.first, self.profiler = first, profile(activities=[ProfilerActivity.CUDA])
+        self.first = first
+        self.profiler = profile(activities=[ProfilerActivity.CUDA], schedule=schedule(wait=0, warmup=2, active=2, repeat=1))
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == self.first:
             self.profiler.start()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.first + 2:
+        if state.global_step == self.first + self.UPDATES:
             torch.cuda.synchronize()
-            self.profiler.stop()
+        if state.global_step > self.first:
+            self.profiler.step()
 
     def read(self) -> float:
         """Return the idle share between the first and the last kernel, in per cent."""
@@ -128,6 +134,7 @@ class IdleMeter(TrainerCallback):
 
 def train_steps(depth: int, vocab_size: int, year: str, attention: str | None, rows: int, steps: int, **settings) -> ChatTrainer:
     """Run full updates of ChatTrainer with `rows` rows of 2,048 tokens a step."""
+    gc.collect()  # the trainer before
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     callbacks = settings.pop("callbacks", [])
@@ -159,11 +166,11 @@ def train_steps(depth: int, vocab_size: int, year: str, attention: str | None, r
 
 
 def measure(name: str, depth: int, vocab_size: int = 65536, year: str = "2025", attention: str | None = None, **settings) -> dict:
-    """Time updates of 32 rows after a warm-up, and profile two more."""
+    """Time updates of 32 rows after a warm-up, and profile some more."""
     torch._dynamo.reset()
     warmup, steps = 4, 8
     timer, idle = StepTimer(warmup), IdleMeter(warmup + steps)
-    trainer = train_steps(depth, vocab_size, year, attention, 32, warmup + steps + 2, callbacks=[timer, idle], **settings)
+    trainer = train_steps(depth, vocab_size, year, attention, 32, warmup + steps + IdleMeter.UPDATES, callbacks=[timer, idle], **settings)
     seconds, tokens = timer.read(steps)
     return {
         "name": name,
@@ -183,6 +190,7 @@ def peak_memory() -> float:
 
 def measure_memory(depth: int, rows: int, **settings) -> dict:
     """Return the peak memory of updates of a few rows, beside the estimate."""
+    torch._dynamo.reset()
     trainer = train_steps(depth, 65536, "2025", None, rows, 2, **settings)
     estimate = round(sum(estimate_memory(trainer.model, trainer.args, rows * LENGTH).values()), 1)
     return {"name": f"d{depth}, {rows} rows", **settings, "mem_gib": peak_memory(), "estimated_gib": estimate}

@@ -138,6 +138,33 @@ def test_a_step_without_any_gradient_changes_nothing():
     assert optimizer.param_groups[0]["num_steps"] == 0
 
 
+@pytest.mark.parametrize("warmed_up", [0, 2])
+@pytest.mark.parametrize("rule", RULES)
+def test_the_device_leaves_a_step_out_as_if_it_had_not_been(rule, warmed_up):
+    shapes = [(6, 9), (6, 9), (9, 6), (5,), (7, 2)]
+    params, reference = random_params(*shapes), random_params(*shapes)
+    optimizers = [
+        MuonAdamW([muon_group(p[:3], rule=rule, momentum_warmup_steps=4, weight_decay=0.1), {"kind": "adamw", "lr": 0.01, "params": p[3:]}])
+        for p in (params, reference)
+    ]
+    for optimizer, p in zip(optimizers, (params, reference), strict=True):
+        optimizer.found_inf = torch.zeros(())
+        take_steps(optimizer, p, range(warmed_up))
+    for param in params:
+        param.grad = torch.full_like(param, torch.nan)
+    optimizers[0].found_inf = torch.ones(())
+    optimizers[0].step()
+    optimizers[0].forget_step()
+    optimizers[0].found_inf = torch.zeros(())
+    for optimizer, p in zip(optimizers, (params, reference), strict=True):
+        take_steps(optimizer, p, range(warmed_up, warmed_up + 2))
+    for one, other in zip(params, reference, strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(*(optimizer.state_dict()["state"].values() for optimizer in optimizers), strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in other)
+    assert optimizers[0].param_groups[0]["num_steps"] == warmed_up + 2
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_gradients_are_not_modified(rule):
     params = random_params((4, 6), (4, 6))
