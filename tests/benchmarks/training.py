@@ -3,11 +3,12 @@
     python -m tests.benchmarks.training [--yardstick yardstick.py] [--cases d12 d20] [--memory]
     python -m tests.benchmarks.training --reference model_name_or_path=D8 tokenizer_path=TOKENIZER data_root=DATA
 
-Conversation lengths are log-normal (median 350 tokens, sigma 0.9, 32 to 2048), the second half of each is supervised. A model of
-depth d is 64 d wide with heads of 128; a step takes 32 rows of 2,048 tokens. Needs a GPU with bfloat16. --yardstick names a script that
-prints JSON lines with "name" and "real_tok_s" for the same workload; it runs first, and the ratio to its line of the same depth (d12 for
-the models of 2026) is printed. --memory adds the peak memory of small batches. --reference runs recipes/reference.yaml twice with these
-overrides, the second time with everything cached. Each line is JSON; "idle_pct" is the share of a step in which the GPU has nothing to do.
+Conversation lengths are log-normal (median 350 tokens, sigma 0.9, 32 to 2048), the second half of each is supervised. A model of depth d
+is 64 d wide with heads of 128; a step takes 32 rows of 2,048 tokens. Needs a GPU with bfloat16. --yardstick names a script that prints
+JSON lines with "name" and "real_tok_s" for the same workload; it runs first, and the ratio to its line of the same depth (d12 for the
+models of 2026) is printed. --memory adds the peak memory of small batches, --tried runs other weights in place of the cases. --reference
+runs recipes/reference.yaml twice with these overrides, the second time with everything cached. Each line is JSON; "idle_pct" is the share
+of a step in which the GPU has nothing to do.
 """
 
 import argparse
@@ -50,6 +51,11 @@ CASES = {
     "d12 2026": {"depth": 12, "vocab_size": 32768, "year": "2026"},
     "d12 2026 as one graph": {"depth": 12, "vocab_size": 32768, "year": "2026", "compile_scope": "step"},
 }
+TRIED = {
+    "d12 with bfloat16 weights": {"depth": 12, "weights": "bfloat16"},
+    "d12 with float8 products": {"depth": 12, "weights": "float8"},
+    "d20 with float8 products": {"depth": 20, "weights": "float8"},
+}
 
 
 @cache
@@ -80,6 +86,16 @@ def build_model(depth: int, vocab_size: int, year: str, attention: str | None = 
     model = GPTForCausalLM._from_config(config, attn_implementation=attention or "varlen")
     prepare_attention(model, attention, packing=True)
     return model
+
+
+def convert_weights(model: GPTForCausalLM, weights: str) -> None:
+    """Hold all weights in bfloat16, or multiply by those of the layers in float8 (needs torchao)."""
+    if weights == "bfloat16":
+        model.to(torch.bfloat16)
+    elif weights == "float8":
+        from torchao.float8 import convert_to_float8_training
+
+        convert_to_float8_training(model.model.layers)
 
 
 class StepTimer(TrainerCallback):
@@ -137,7 +153,7 @@ def train_steps(depth: int, vocab_size: int, year: str, attention: str | None, r
     gc.collect()  # the trainer before
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    callbacks = settings.pop("callbacks", [])
+    callbacks, weights = settings.pop("callbacks", []), settings.pop("weights", "float32")
     data = conversations(6 * 32 * 16, vocab_size)
     packed = pack_rows([len(ids) for ids in data["input_ids"]], LENGTH)[: rows * steps]
     args = ChatArguments(
@@ -152,8 +168,10 @@ def train_steps(depth: int, vocab_size: int, year: str, attention: str | None, r
         disable_tqdm=True,
         **settings,
     )
+    model = build_model(depth, vocab_size, year, attention)
+    convert_weights(model, weights)
     trainer = ChatTrainer(
-        model=build_model(depth, vocab_size, year, attention),
+        model=model,
         args=args,
         train_dataset=ConversationRows(data, packed),
         data_collator=FlatteningCollator(LENGTH, 0, max(map(len, packed)), chunk_size(rows * LENGTH)),
@@ -227,13 +245,14 @@ def run_reference(overrides: list[str]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--tried", action="store_true")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--yardstick")
     parser.add_argument("--reference", nargs="+", metavar="KEY=VALUE")
     options = parser.parse_args()
     yardstick = run_yardstick(options.yardstick) if options.yardstick else {}
-    for name in options.cases:
-        result = measure(name, **CASES[name])
+    for name, case in (TRIED if options.tried else {name: CASES[name] for name in options.cases}).items():
+        result = measure(name, **case)
         if name.split()[0] in yardstick:
             result["of_yardstick"] = round(result["real_tok_s"] / yardstick[name.split()[0]], 3)
         print(json.dumps(result), flush=True)
