@@ -1,7 +1,7 @@
 """Forward and backward pass of a micro-batch as one CUDA graph: the host launches it at once, in place of a thousand kernels in turn.
 
 It pays where the host is slower than the GPU: small models, short rows, slow processors. What is captured is what would have run, so
-losses and gradients are the same to the bit.
+losses and gradients are the same. It costs memory: activations and gradients keep their places between steps, evaluation included.
 """
 
 import logging
@@ -53,6 +53,11 @@ class CapturedStep:
         if key not in self.graphs and not self._capture(key, inputs, divisor):
             return self.compute(inputs, divisor)
         return self.graphs[key].replay(inputs, divisor)
+
+    def release(self) -> None:
+        """Give back the memory that the graphs hold; shapes that come again are captured anew."""
+        self.seen.clear()
+        self.graphs.clear()
 
     def _capture(self, key: tuple, inputs: dict, divisor: Tensor | None) -> bool:
         """Capture a shape that has come often enough, and tell whether that was done."""

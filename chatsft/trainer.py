@@ -70,6 +70,13 @@ class ChatTrainer(NanochatTraining, GuardedTrainer):
         average_tokens = supervised_tokens is not None and self.args.loss_average == "token"
         return batches, supervised_tokens.clamp(min=1) if average_tokens else None
 
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.captured is not None:
+                self.captured.release()
+
     def compute_micro_batch(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self.captured is None:
             return super().compute_micro_batch(model, inputs, num_items_in_batch)

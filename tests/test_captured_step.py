@@ -119,6 +119,15 @@ def test_without_memory_for_a_graph_steps_run_as_they_are(model, monkeypatch, ca
     assert caplog.text.count("no memory is left to capture a step") == 1
 
 
+def test_what_was_released_is_captured_anew(model, recorder):
+    step = CapturedStep(compute_with(model), recorder.params)
+    for _ in range(2):
+        for inputs, divisor in batches(WARM_UP + 2):
+            step(inputs, divisor, 1)
+        step.release()
+    assert recorder.num_recorded == 2
+
+
 def test_without_a_gpu_nothing_is_captured(tmp_path, caplog):
     trainer = build_trainer(tmp_path, build_rows(8), torch_compile=True, compile_scope="step")
     assert trainer.captured is None
