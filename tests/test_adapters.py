@@ -1,6 +1,7 @@
 """Adapters train alone, merge and load to the same logits, and say what does not fit; on our own model and on another family."""
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from chatsft.arguments import RecipeError
@@ -99,6 +101,16 @@ def test_loading_the_adapter_gives_the_trained_logits(case, tmp_path):
     assert torch.allclose(logits(model), case.trained_logits, atol=1e-5)
     base, _ = load_model_and_tokenizer(str(case.base))
     assert not torch.allclose(logits(base), case.trained_logits, atol=1e-2)
+
+
+def test_the_example_of_the_card_talks_to_the_adapter_where_it_was_trained(case, capsys):
+    card = ModelCard.load(case.out / "README.md")
+    assert card.data.base_model is None  # a folder is no base for the Hub
+    assert not (case.out / "checkpoint-2" / "README.md").exists()
+    variables = {}
+    exec(re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1], variables)
+    assert capsys.readouterr().out.strip()
+    assert torch.allclose(logits(variables["model"]), case.trained_logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [[], ["use_dora=true"]], ids=["lora", "dora"])
