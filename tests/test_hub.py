@@ -255,8 +255,17 @@ def test_what_an_upload_lacks_is_said_when_the_recipe_is_read(monkeypatch, overr
         load_recipe(RECIPE, overrides)
 
 
-def test_a_repository_without_files_is_a_clear_error(hub, tmp_path):
-    hub.repositories["somebody/empty"] = {}
-    run = train(tmp_path / "model", hub_environment(hub.endpoint, tmp_path), "model_name_or_path=somebody/empty", "tokenizer_path=null")
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "error: somebody/repository does not load: no folder here, and no tokenizer on the Hub"),
+        (["model_000650.pt", "tokenizer.pkl"], "error: somebody/repository holds nanochat's own files"),
+    ],
+    ids=["empty", "nanochat's own files"],
+)
+def test_a_repository_without_a_saved_model_is_a_clear_error(hub, tmp_path, files, message):
+    hub.repositories["somebody/repository"] = dict.fromkeys(files, b"content")
+    options = ("model_name_or_path=somebody/repository", "tokenizer_path=null")
+    run = train(tmp_path / "model", hub_environment(hub.endpoint, tmp_path), *options)
     assert run.returncode == 2
-    assert run.stderr.splitlines()[-1].startswith("error: somebody/empty does not load: ")
+    assert run.stderr.splitlines()[-1].startswith(message)
