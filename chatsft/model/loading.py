@@ -168,8 +168,8 @@ def load_any_tokenizer(name_or_path: str, tokenizer_path: str | None = None) -> 
 def _check_chat_format(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     if not isinstance(tokenizer, GPTTokenizer):
         raise LoadingError(
-            f"{name} has a {type(tokenizer).__name__}, which does not know nanochat's chat format, that of chat and eval. "
-            "Of a nanochat model, set tokenizer_path to the folder of tokenizer.pkl; another model is for transformers and lm_eval."
+            f"{name} has a {type(tokenizer).__name__}, which does not know nanochat's chat format, that of chat. "
+            "Of a nanochat model, set tokenizer_path to the folder of tokenizer.pkl; another model is for transformers chat."
         )
 
 

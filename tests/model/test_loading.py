@@ -181,4 +181,4 @@ def test_another_class_of_tokenizer_is_refused_before_the_weights_are_read(copy)
     (copy / "model.safetensors").unlink()
     message = fails(copy)
     assert message.startswith(f"{copy} has a ")
-    assert "which does not know nanochat's chat format, that of chat and eval. Of a nanochat model, set tokenizer_path" in message
+    assert "which does not know nanochat's chat format, that of chat. Of a nanochat model, set tokenizer_path" in message
