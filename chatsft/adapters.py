@@ -78,7 +78,12 @@ def add_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mode
         raise RecipeError(f"No adapter fits {model_args.model_name_or_path}: {error}") from error
     name = model_args.model_name_or_path
     adapted.peft_config["default"].base_model_name_or_path = str(Path(name).resolve()) if Path(name).is_dir() else name
+    adapted.create_or_update_model_card = _leave_the_card
     return adapted
+
+
+def _leave_the_card(folder: str) -> None:
+    """Take the place of what peft does with each save: it names a folder as the base, for which the Hub refuses the card."""
 
 
 def check_modules(model: nn.Module, key: str, wanted: list[str] | str | None) -> None:

@@ -16,19 +16,19 @@ import datasets
 import torch
 import yaml
 from accelerate import PartialState
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from chatsft.data.mixture import load_mixture
 from chatsft.evaluation import EvaluationOptions, evaluate_conversations, evaluate_task
+from chatsft.evaluation.chat_format import check_askable
 from chatsft.evaluation.comparison import compare_reports, load_earlier
 from chatsft.evaluation.results import Results, describe_run, format_results, save_results
 from chatsft.evaluation.statistics import BASELINES
 from chatsft.evaluation.task_evaluation import ANSWERS_AT_A_TIME
 from chatsft.evaluation.task_selection import select_tasks
 from chatsft.generation.penalties import add_penalties, check_penalties
-from chatsft.model.loading import load_chat_model, load_tokenizer
-from chatsft.model.tokenization_gpt import GPTTokenizer
+from chatsft.model.loading import load_any_tokenizer, load_model_and_tokenizer, load_tokenizer
 from chatsft.model_card import CARD_FILE, add_results
 from chatsft.program import exit_code
 
@@ -97,11 +97,18 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def load_model(arguments: argparse.Namespace) -> tuple[PreTrainedModel, GPTTokenizer]:
+def check_tokenizer(arguments: argparse.Namespace) -> None:
+    """See that the model can be asked: in its chat template's words for tasks, in nanochat's format for the loss by turn."""
+    load = load_tokenizer if arguments.conversations else load_any_tokenizer
+    check_askable(load(arguments.checkpoint, arguments.tokenizer_path))
+
+
+def load_model(arguments: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load model and tokenizer onto this rank's device, in bfloat16 on CUDA as nanochat evaluates."""
     device = PartialState(cpu=not torch.accelerator.is_available()).device
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return load_chat_model(arguments.checkpoint, arguments.tokenizer_path, device=device, dtype=dtype)
+    model, tokenizer = load_model_and_tokenizer(arguments.checkpoint, arguments.tokenizer_path, dtype)
+    return model.to(device).eval(), tokenizer
 
 
 def load_conversations(words: list[str], data_root: str | None) -> datasets.Dataset:
@@ -115,7 +122,7 @@ def load_conversations(words: list[str], data_root: str | None) -> datasets.Data
 
 def evaluate(arguments: argparse.Namespace) -> Iterator[Results]:
     """Load everything, so that what is missing is missed before the model runs, then give the results so far after each part."""
-    load_tokenizer(arguments.checkpoint, arguments.tokenizer_path)  # a wrong name is missed before any data is fetched
+    check_tokenizer(arguments)  # a wrong name is missed before any data is fetched
     state = PartialState(cpu=not torch.accelerator.is_available())
     with state.main_process_first():
         tasks = select_tasks(arguments.tasks, arguments.data_root, arguments.allow_weak_sandbox)

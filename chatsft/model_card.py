@@ -54,6 +54,7 @@ def save_model_card(
     ships_code: bool = True,
     curves: Mapping[str, str] = CURVES,
     use: Use = TEXT_USE,
+    is_adapter: bool = False,
 ) -> None:
     """Write README.md, recipe.yaml (overrides applied) and curves.svg into the folder of a trained model.
 
@@ -64,23 +65,25 @@ def save_model_card(
         ships_code: whether the code of the model is saved with it, as it is for models of this package.
         curves: what is drawn: label to key of the log.
         use: what the model takes.
+        is_adapter: whether the folder holds an adapter of the recipe's model, not a model.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECIPE_FILE).write_text(recipe_text(recipe), encoding="utf-8")
     points = {label: [(log["step"], log[key]) for log in log_history if key in log] for label, key in curves.items()}
     (folder / CURVES_FILE).write_text(draw_curves(points), encoding="utf-8")
-    results = training_results(log_history)
+    results, base = training_results(log_history), _hub_id(recipe.model.model_name_or_path)
     data = ModelCardData(
         model_name=_title(name),
-        base_model=_hub_id(recipe.model.model_name_or_path),
+        base_model=base,
         datasets=_datasets(row_counts),
-        library_name="transformers" if recipe.model.lora_r is None else "peft",
+        library_name="peft" if is_adapter else "transformers",
         pipeline_tag=use.task,
-        tags=["nanochat", "chatsft", "conversational"],
+        tags=["nanochat", "chatsft", "conversational", *(["lora"] if is_adapter else [])],
         eval_results=results or None,
     )
-    body = _body(recipe, row_counts, results, _title(name), " and ".join(curves), _usage(name, ships_code, use))
+    usage = _adapter_usage(name, base, ships_code) if is_adapter else _usage(name, ships_code, use)
+    body = _body(recipe, row_counts, results, _title(name), " and ".join(curves), usage)
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}").save(folder / CARD_FILE)
 
 
@@ -197,20 +200,47 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _usage(name: str, ships_code: bool, use: Use) -> list[str]:
-    trust = ", trust_remote_code=True" if ships_code else ""
+    load = ["from transformers import pipeline", "", f"chat = pipeline({use.task!r}, model={name!r}{_trust(ships_code)})"]
     explanation = [
         "The code of the model is in this repository, which is what `trust_remote_code=True` agrees to run.",
         "With chatsft installed and imported it is not needed.",
     ]
+    return [*_example(load, use), *(["", *explanation] if ships_code else [])]
+
+
+def _adapter_usage(name: str, base: str | None, ships_code: bool) -> list[str]:
+    """Put the adapter on its base by peft where the base is on the Hub, else by chatsft, which finds it where training did."""
+    trust = _trust(ships_code)
+    load = [
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline",
+        "",
+        f"base = AutoModelForCausalLM.from_pretrained({base!r}{trust})",
+        f"tokenizer = AutoTokenizer.from_pretrained({name!r}{trust})",
+        f"chat = pipeline('text-generation', model=PeftModel.from_pretrained(base, {name!r}), tokenizer=tokenizer)",
+    ]
+    if base is None:
+        load = [
+            "from chatsft.model.loading import load_model_and_tokenizer",
+            "from transformers import pipeline",
+            "",
+            f"model, tokenizer = load_model_and_tokenizer({name!r})",
+            "chat = pipeline('text-generation', model=model, tokenizer=tokenizer)",
+        ]
+    return _example(load, TEXT_USE)
+
+
+def _trust(ships_code: bool) -> str:
+    return ", trust_remote_code=True" if ships_code else ""
+
+
+def _example(load: list[str], use: Use) -> list[str]:
     return [
         USE_HEADING,
         "",
         "```python",
-        "from transformers import pipeline",
-        "",
-        f"chat = pipeline({use.task!r}, model={name!r}{trust})",
+        *load,
         f"messages = [{{'role': 'user', 'content': {use.content}}}]",
         f"print(chat({use.argument}, max_new_tokens=64)[0]['generated_text'][-1]['content'])",
         "```",
-        *(["", *explanation] if ships_code else []),
     ]

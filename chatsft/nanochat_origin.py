@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers.utils import cached_file
 
+from chatsft.model.loading import find_file
 from chatsft.model.nanochat_checkpoint import is_nanochat_checkpoint, load_nanochat_checkpoint
 from chatsft.model.weights_index import save_weights_index
 
@@ -38,14 +38,8 @@ def find_origin(name_or_path: str | Path) -> Origin | None:
         checkpoint = load_nanochat_checkpoint(name_or_path)
         dtypes = {name: tensor.dtype for name, tensor in checkpoint.state_dict.items()}
         return Origin(checkpoint.padding, dtypes, checkpoint.meta, checkpoint.step)
-    path = cached_file(
-        str(name_or_path),
-        EXTRA_FILE,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
-    return None if path is None else read_extra(Path(path))
+    path = find_file(name_or_path, EXTRA_FILE)
+    return None if path is None else read_extra(path)
 
 
 def read_extra(path: Path) -> Origin:

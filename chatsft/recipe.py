@@ -91,6 +91,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), arguments: tupl
     recipe.model.tokenizer_path = _beside(recipe.folder, recipe.model.tokenizer_path)
     recipe.model.vision_model = _beside(recipe.folder, recipe.model.vision_model)
     recipe.data.data_root = _beside(recipe.folder, recipe.data.data_root)
+    if recipe.training.push_to_hub and recipe.model.lora_r is not None and Path(recipe.model.model_name_or_path).is_dir():
+        raise RecipeError(
+            f"{path}: push_to_hub would upload an adapter of {recipe.model.model_name_or_path}, a folder that nobody else has. Push that "
+            "model first and name it by its Hub id, or set merge_adapter: true and upload merged/ afterwards (hf upload NAME FOLDER)."
+        )
     return recipe
 
 

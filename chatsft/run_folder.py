@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from accelerate.utils.modeling import is_peft_model
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -77,17 +78,31 @@ def save_run(
 ) -> None:
     """Save a trained model as it is, merged where the recipe says so, with everything beside it; push it where the recipe says so."""
     folder, is_first = trainer.args.output_dir, trainer.is_world_process_zero()
-    logs = trainer.state.log_history
-    if curves is not None:
-        logs = [{key: log[key] for key in ("step", *curves.values()) if key in log} for log in logs]
     if is_first:
-        name, ships_code = trainer.hub_model_id or folder, isinstance(trainer.model, GPTForCausalLM)
-        use = IMAGE_USE if reads_images(trainer.model) else TEXT_USE
-        save_model_card(folder, recipe, row_counts, logs, name, ships_code, curves or CURVES, use)
+        save_card(trainer, recipe, row_counts, curves, folder, is_adapter=recipe.model.lora_r is not None)
     trainer.save_state()
     if is_first:
         save_base_record(folder, fingerprint)
     trainer.save_model()
     if recipe.model.merge_adapter and is_first:
         save_merged(trainer.model, trainer.processing_class, folder, origin)
+        save_card(trainer, recipe, row_counts, curves, f"{folder}/merged", is_adapter=False)
     logger.info("wrote %s", folder)
+
+
+def save_card(
+    trainer: ResumableTrainer,
+    recipe: Recipe,
+    row_counts: Mapping[str, int],
+    curves: Mapping[str, str] | None,
+    folder: str,
+    is_adapter: bool,
+) -> None:
+    """Write the card of what lies in a folder: the model, an adapter, or the model that an adapter was merged into."""
+    logs = trainer.state.log_history
+    if curves is not None:
+        logs = [{key: log[key] for key in ("step", *curves.values()) if key in log} for log in logs]
+    name = trainer.hub_model_id if trainer.hub_model_id and folder == trainer.args.output_dir else folder
+    model = trainer.model.get_base_model() if is_peft_model(trainer.model) else trainer.model
+    use = IMAGE_USE if reads_images(model) else TEXT_USE
+    save_model_card(folder, recipe, row_counts, logs, name, isinstance(model, GPTForCausalLM), curves or CURVES, use, is_adapter)

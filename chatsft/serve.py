@@ -15,8 +15,9 @@ import transformers
 from transformers.cli.transformers import app
 from transformers.utils.import_utils import is_serve_available
 
-from chatsft.model.loading import load_tokenizer
+from chatsft.model.loading import is_adapter, load_tokenizer
 from chatsft.model.modeling_gpt import GPTForCausalLM
+from chatsft.model.nanochat_checkpoint import is_nanochat_checkpoint
 from chatsft.program import exit_code
 
 
@@ -43,8 +44,15 @@ def check_serving(arguments: Sequence[str]) -> None:
     """Look at the model that is to be served before the server starts."""
     if not is_serve_available():
         raise ValueError("the server needs fastapi, uvicorn, openai and pydantic. Install them: pip install 'chatsft[serving]'.")
-    if arguments and not arguments[0].startswith("-") and load_tokenizer(arguments[0]).num_image_tokens:
-        raise ValueError(f"{arguments[0]} reads images, which this server does not take. Talk to it with chatsft chat.")
+    if not arguments or arguments[0].startswith("-"):
+        return
+    name = arguments[0]
+    if is_nanochat_checkpoint(name):
+        raise ValueError(f"{name} is a nanochat checkpoint, which this server does not read. Convert it first: chatsft convert to-hf.")
+    if is_adapter(name):
+        raise ValueError(f"{name} is an adapter, which this server does not read. Train with merge_adapter=true, and serve its merged/.")
+    if load_tokenizer(name).num_image_tokens:
+        raise ValueError(f"{name} reads images, which this server does not take. Talk to it with chatsft chat.")
 
 
 if __name__ == "__main__":

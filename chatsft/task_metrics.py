@@ -9,13 +9,12 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
 from chatsft.arguments import RecipeError, RunArguments
 from chatsft.evaluation import EvaluationOptions, chatcore, evaluate_task
 from chatsft.evaluation.model_copy import copy_for_evaluation
 from chatsft.evaluation.task_selection import select_tasks
-from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.resumable_trainer import ResumableTrainer
 from chatsft.tasks import Task
 from chatsft.throughput import ThroughputMeter
@@ -36,7 +35,11 @@ class TaskMetrics(TrainerCallback):
     """
 
     def __init__(
-        self, trainer: ResumableTrainer, tasks: Mapping[str, Task], tokenizer: GPTTokenizer, throughput: ThroughputMeter | None = None
+        self,
+        trainer: ResumableTrainer,
+        tasks: Mapping[str, Task],
+        tokenizer: PreTrainedTokenizerBase,
+        throughput: ThroughputMeter | None = None,
     ):
         self.trainer, self.tasks, self.tokenizer, self.throughput = trainer, tasks, tokenizer, throughput
         self.last_step: int | None = None

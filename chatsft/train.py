@@ -30,7 +30,6 @@ from chatsft.live_view import choose_console
 from chatsft.model.loading import load_model_and_tokenizer
 from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.model.packed_attention import prepare_attention
-from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.model.vision import add_encoder, add_image_tokens, freeze_encoder, load_processor, reads_images
 from chatsft.nanochat_origin import find_origin
 from chatsft.plan import describe_plan
@@ -59,7 +58,6 @@ def train(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> ChatTrai
     model, tokenizer = load_model(recipe.model, data, args)
     processor = load_processor(tokenizer, recipe.model.vision_model or recipe.model.model_name_or_path) if reads_images(model) else None
     with args.main_process_first(desc="data"):
-        check_chat_format(recipe, tokenizer)
         eval_tasks = load_eval_tasks(args.eval_tasks, data.data_root, recipe.model.load_in_4bit)
         train_rendered = load_rendered("train_mixture", data.train_mixture, recipe, tokenizer)
         eval_rendered = load_rendered("eval_mixture", data.eval_mixture, recipe, tokenizer) if data.eval_mixture else None
@@ -116,13 +114,6 @@ def load_model(model_args: ModelArguments, data: DataArguments, args: ChatArgume
     with torch.autocast(args.device.type, torch.bfloat16, enabled=bool(args.bf16)):
         prepare_attention(model, attention, data.packing)
     return model, tokenizer
-
-
-def check_chat_format(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
-    """See that the model can be asked what eval_tasks asks."""
-    if recipe.training.eval_tasks and not isinstance(tokenizer, GPTTokenizer):
-        name = recipe.model.model_name_or_path
-        raise RecipeError(f"eval_tasks asks in nanochat's chat format, which the tokenizer of {name} does not know. Leave eval_tasks out.")
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

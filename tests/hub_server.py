@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import yaml
+
 TOKEN = "hf_that_may_write"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LFS_SUFFIXES = (".safetensors", ".bin")  # of the files that go the way of large files
@@ -42,6 +44,16 @@ def running_hub() -> Iterator[Hub]:
         hub.shutdown()
         hub.server_close()
         thread.join()
+
+
+def metadata_errors(card: str) -> list[str]:
+    """Find what the Hub refuses in a card: no metadata, and folders in place of names."""
+    if not card.startswith("---\n"):
+        return ["no metadata"]
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    named = {key: metadata.get(key) or [] for key in ("base_model", "datasets")}
+    names = [(key, name) for key, value in named.items() for name in ([value] if isinstance(value, str) else value)]
+    return [f'"{key}" with value "{name}" is not valid.' for key, name in names if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -106,8 +118,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def validate(self) -> None:
         content = json.loads(self.body())["content"]
-        errors = [] if content.startswith("---\n") else [{"message": "no metadata"}]
-        self.send(400 if errors else 200, {"errors": errors, "warnings": []})
+        errors = metadata_errors(content)
+        self.send(400 if errors else 200, {"errors": [{"message": error} for error in errors], "warnings": []})
 
     def choose_ways(self, repo: str) -> None:
         paths = [file["path"] for file in json.loads(self.body())["files"]]

@@ -1,6 +1,7 @@
 """Adapters train alone, merge and load to the same logits, and say what does not fit; on our own model and on another family."""
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import ModelCard, constants
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from chatsft.arguments import RecipeError
@@ -101,6 +104,16 @@ def test_loading_the_adapter_gives_the_trained_logits(case, tmp_path):
     assert not torch.allclose(logits(base), case.trained_logits, atol=1e-2)
 
 
+def test_the_example_of_the_card_talks_to_the_adapter_where_it_was_trained(case, capsys):
+    card = ModelCard.load(case.out / "README.md")
+    assert card.data.base_model is None  # a folder is no base for the Hub
+    assert not (case.out / "checkpoint-2" / "README.md").exists()
+    variables = {}
+    exec(re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1], variables)
+    assert capsys.readouterr().out.strip()
+    assert torch.allclose(logits(variables["model"]), case.trained_logits, atol=1e-5)
+
+
 @pytest.mark.parametrize("options", [[], ["use_dora=true"]], ids=["lora", "dora"])
 def test_the_merged_model_gives_the_adapters_logits(case, tmp_path, options):
     run(case.recipe, tmp_path, "merge_adapter=true", "save_strategy=no", *options)
@@ -121,6 +134,64 @@ def test_an_adapter_of_another_base_is_refused(case, tmp_path):
         (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(base)}))
         with pytest.raises(LoadingError, match=message):
             load_model_and_tokenizer(str(adapter))
+
+
+def damage(name: str, content: str):
+    return lambda adapter: (adapter / name).write_text(content)
+
+
+def rewrite(change):
+    def damage(adapter: Path) -> None:
+        weights = change(load_file(adapter / "adapter_model.safetensors"))
+        save_file({name: tensor.clone() for name, tensor in weights.items()}, adapter / "adapter_model.safetensors")
+
+    return damage
+
+
+def in_another_layer(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.replace("layers.1", "layers.7"): tensor for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (damage("adapter_config.json", "{"), r"adapter_config.json is damaged: it is no JSON object with base_model_name_or_path"),
+        (damage("adapter_config.json", "{}"), r"adapter_config.json is damaged: it is no JSON object with base_model_name_or_path"),
+        (damage("adapter_config.json", '{"base_model_name_or_path": null}'), "base_model_name_or_path is None, expected a name"),
+        (damage("base_model.json", "[]"), "base_model.json is damaged: it is no JSON object with weights_fingerprint"),
+        (damage("adapter_model.safetensors", "cut"), "does not load"),
+        (
+            rewrite(lambda weights: {name: tensor[:, :-1] for name, tensor in weights.items()}),
+            "does not fit .*, which it names as its base: it belongs to another one, or is damaged",
+        ),
+        (rewrite(in_another_layer), r"lacks model\.layers\.1.* more weights"),
+        (rewrite(lambda weights: weights | in_another_layer(weights)), r"has, beyond its base, .*layers\.7.* more weights"),
+    ],
+    ids=["no JSON", "no base", "null base", "record", "cut file", "other shapes", "missing layers", "more layers"],
+)
+def test_an_adapter_that_is_damaged_or_does_not_fit_is_refused(case, tmp_path, change, message):
+    adapter = shutil.copytree(case.out, tmp_path / "adapter")
+    change(adapter)
+    with pytest.raises(LoadingError, match=message):
+        load_model_and_tokenizer(str(adapter))
+
+
+def test_an_adapter_on_the_hub_loads_as_from_its_folder_and_is_no_base_there_either(case, tmp_path, monkeypatch, capsys):
+    run(case.recipe, tmp_path / "out", "save_strategy=no", "use_dora=true")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    cache = tmp_path / "models--somebody--adapter"
+    shutil.copytree(tmp_path / "out", cache / "snapshots" / "0123abc")
+    (cache / ".no_exist" / "0123abc").mkdir(parents=True)
+    (cache / ".no_exist" / "0123abc" / "config.json").touch()  # as the cache remembers what the Hub has not
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0123abc")
+    expected, found = (load_model_and_tokenizer(name)[0] for name in (str(tmp_path / "out"), "somebody/adapter"))
+    assert torch.equal(logits(found), logits(expected))
+    assert main([str(case.recipe), "model_name_or_path=somebody/adapter"]) == 2
+    assert "somebody/adapter is an adapter. Train from the model in its merged/" in capsys.readouterr().err
+    (cache / "snapshots" / "0123abc" / "base_model.json").write_text('{"weights_fingerprint": "another"}')
+    with pytest.raises(LoadingError, match="somebody/adapter is an adapter of another base"):
+        load_model_and_tokenizer("somebody/adapter")
 
 
 def test_embeddings_of_chosen_tokens_and_whole_modules_train_beside_the_adapter(case, tmp_path):

@@ -170,11 +170,27 @@ def test_bad_input_ends_before_training_with_one_message(tmp_path, capsys, templ
     assert not (tmp_path / "out").exists()
 
 
-def test_chat_and_eval_say_that_they_need_nanochats_tokenizer(tmp_path, capsys):
+def test_tasks_are_scored_during_training_and_after_it_alike(case, tmp_path, capsys):
+    options = ["save_strategy=no", "eval_tasks=[Arithmetic]", "eval_metrics_every=2", "eval_max_problems=3"]
+    trainer = run(case.recipe, tmp_path, *options)
+    assert losses(trainer) == losses(case.packed)
+    assert [log["step"] for log in trainer.state.log_history if "arithmetic_acc" in log] == [0, 2, 3]
+    capsys.readouterr()
+    assert eval.main([str(tmp_path), "--tasks", "Arithmetic", "--max_problems", "3", "--max_new_tokens", "8"]) == 0
+    assert re.search(r"^Arithmetic +0\.0000 ", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_what_needs_nanochats_tokenizer_says_so(tmp_path, capsys):
     save_model("llama", tmp_path)
-    for program, options in ((chat.main, []), (eval.main, ["--tasks", "Arithmetic"])):
+    for program, options in ((chat.main, []), (eval.main, ["--conversations", "chat.jsonl"])):
         assert program([str(tmp_path), *options]) == 2
         assert "does not know nanochat's chat format" in capsys.readouterr().err
+
+
+def test_eval_refuses_a_model_that_nothing_can_be_asked_of(tmp_path, capsys):
+    save_model("llama", tmp_path, None)
+    assert eval.main([str(tmp_path), "--tasks", "Arithmetic"]) == 2
+    assert "without a chat template, so nothing can be asked with it" in capsys.readouterr().err
 
 
 def test_the_best_weights_of_a_model_that_renames_them_on_saving_come_back(tmp_path):

@@ -383,6 +383,7 @@ def llama(hf: Path) -> None:
 REFUSED = [
     (llama, "holds a model of type llama, which has no form in nanochat"),
     (lambda hf: (hf / "config.json").unlink(), "holds no config.json"),
+    (lambda hf: (hf / "config.json").rename(hf / "adapter_config.json"), "It is an adapter: train with merge_adapter=true"),
     (lambda hf: (hf / "config.json").write_text("{"), "config.json is not JSON"),
     (lambda hf: (hf / "config.json").write_text("[1]"), "holds a list, expected a JSON object"),
     (edit_config(num_hidden_layers="two"), "config.json describes a model that cannot be"),

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, NanoChatForCausalLM
 
-from chatsft.convert import convert_to_hf, convert_to_nanochat, main
+from chatsft.convert import convert_to_hf, convert_to_nanochat, convert_to_transformers, main
 from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.model.transformers_nanochat import load_transformers_nanochat
 from chatsft.nanochat_origin import EXTRA_FILE
 from tests.model.oracle import FIXTURES, assert_close, load_json
+from tests.test_convert_to_nanochat import DTYPES, assert_identical, many, model_fields, write_nanochat
 
 MODELS = {
     "multi-head": (FIXTURES / "model_v1" / "mha", FIXTURES / "tokenizer" / "v1_512"),
@@ -94,6 +97,22 @@ def test_it_loads_as_our_model_and_goes_back_to_nanochat(written, tmp_path):
     for tensor, expected in zip(returned.values(), original.values(), strict=True):
         assert tensor.dtype == expected.dtype
         assert torch.equal(tensor, expected)
+
+
+@many
+@given(fields=model_fields(), dtype=DTYPES, seed=st.integers(0, 1000))
+@torch.no_grad()
+def test_any_2025_model_gives_the_same_logits_and_comes_back_byte_for_byte(tmp_path_factory, fields, dtype, seed):
+    folder = tmp_path_factory.mktemp("round")
+    fields.pop("window_pattern", None)
+    tensors = write_nanochat(folder / "nanochat", fields, 7, torch.float32, dtype, seed)
+    convert_to_hf(folder / "nanochat", folder / "hf", folder / "nanochat" / "tokenizer")
+    convert_to_transformers(folder / "hf", folder / "theirs")
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(folder / name) for name in ("hf", "theirs"))
+    ids = torch.randint(fields["vocab_size"], (2, 30), generator=torch.Generator().manual_seed(seed))
+    assert_close(theirs(ids).logits, ours(ids).logits, 1e-5)
+    convert_to_nanochat(folder / "theirs", folder / "back")
+    assert_identical(torch.load(folder / "back" / "model_000007.pt"), tensors)
 
 
 def test_stored_dtypes_are_kept(tmp_path):

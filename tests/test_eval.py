@@ -67,16 +67,19 @@ def test_the_program_prints_and_saves_what_nanochat_measured(checkpoint, data_ro
     assert results["tasks"]["GSM8K"]["problems"][0]["prompt"].startswith("<|bos|><|user_start|>A pen costs $2.")
 
 
-def test_a_length_penalty_reaches_the_written_answers(checkpoint, data_root, tmp_path):
-    lengths = {}
-    for name, flags in {"plain": [], "short": ["--exponential_decay_length_penalty", "2", "100"]}.items():
+def test_penalties_reach_the_written_answers(checkpoint, data_root, tmp_path):
+    penalties = {"plain": [], "short": ["--exponential_decay_length_penalty", "2", "100"], "varied": ["--repetition_penalty", "3"]}
+    answers = {}
+    for name, flags in penalties.items():
         output = tmp_path / f"{name}.json"
         arguments = [checkpoint, "--tasks", "GSM8K", "--data_root", data_root, "--max_new_tokens", "24", "--output", str(output), *flags]
         assert evaluation_program.main(arguments) == 0
         results = json.loads(output.read_text())
-        lengths[name] = sum(len(problem["completions"][0]) for problem in results["tasks"]["GSM8K"]["problems"])
-    assert results["options"]["exponential_decay_length_penalty"] == [2.0, 100.0]
-    assert lengths["short"] < lengths["plain"]
+        answers[name] = "".join(problem["completions"][0] for problem in results["tasks"]["GSM8K"]["problems"])
+        options = {flag: results["options"][flag] for flag in ("exponential_decay_length_penalty", "repetition_penalty")}
+        assert list(options.values()) == {"plain": [None, 1.0], "short": [[2.0, 100.0], 1.0], "varied": [None, 3.0]}[name]
+    assert len(answers["short"]) < len(answers["plain"])
+    assert answers["varied"] != answers["plain"]
 
 
 def test_max_problems_limits_every_task(checkpoint, data_root, capsys):

@@ -130,9 +130,13 @@ print("done")
 
 
 def usage_example(folder: Path) -> str:
-    example = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    example = example_of((folder / "README.md").read_text())
     assert REPOSITORY in example
     return example
+
+
+def example_of(card: str) -> str:
+    return re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
 
 
 @pytest.mark.parametrize("place", ["folder", "hub"])
@@ -164,6 +168,46 @@ def test_the_card_tells_what_the_run_was(pushed):
     assert "| conversations.jsonl | 160 |" in card.text
     assert f"| {results['loss']:.4f} |" in card.text
     assert (pushed / "curves.svg").read_text().count("<polyline") == 2
+
+
+@pytest.fixture(scope="module")
+def pushed_adapter(pushed, hub, tmp_path_factory) -> Path:
+    """Train an adapter on the model that was pushed, and push it too; give its folder."""
+    folder = tmp_path_factory.mktemp("push_adapter")
+    options = (f"model_name_or_path={REPOSITORY}", "tokenizer_path=null", "lora_r=2", "use_dora=true", "merge_adapter=true")
+    push = ("push_to_hub=true", "hub_model_id=somebody/tiny-adapter")
+    run = train(folder / "adapter", hub_environment(hub.endpoint, folder), *options, *push)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return folder / "adapter"
+
+
+ADAPTER_PROGRAM = """
+EXAMPLE
+import torch
+ids, expected = torch.load("expected.pt")
+with torch.no_grad():
+    torch.testing.assert_close(chat.model.eval()(ids).logits, expected, rtol=1e-4, atol=1e-4)
+"""
+
+
+def test_a_pushed_adapter_loads_by_the_example_of_its_card_where_only_peft_is_besides(pushed_adapter, hub, tmp_path):
+    assert "adapter_model.safetensors" in hub.repositories["somebody/tiny-adapter"]
+    card = ModelCard(hub.repositories["somebody/tiny-adapter"]["README.md"].decode())
+    assert (card.data.base_model, card.data.library_name) == (REPOSITORY, "peft")
+    assert {"nanochat", "chatsft", "lora"} <= set(card.data.tags)
+    merged, tokenizer = load_model_and_tokenizer(str(pushed_adapter / "merged"))
+    ids = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        torch.save((ids, merged.eval()(ids).logits), tmp_path / "expected.pt")
+    environment = make_clean_environment(tmp_path / "site", "peft")
+    program = ADAPTER_PROGRAM.replace("EXAMPLE", example_of(card.text))
+    assert run_clean(environment, program, tmp_path, HF_HUB_OFFLINE="0", HF_ENDPOINT=hub.endpoint, HF_HUB_DISABLE_XET="1").strip()
+
+
+def test_the_merged_model_beside_an_adapter_has_a_card_of_its_own(pushed_adapter, tmp_path):
+    card = ModelCard.load(pushed_adapter / "merged" / "README.md")
+    assert (card.data.base_model, card.data.library_name) == (REPOSITORY, "transformers")
+    assert f"pipeline('text-generation', model='{pushed_adapter}/merged', trust_remote_code=True)" in card.text
 
 
 def test_the_token_stays_out_of_what_is_uploaded(pushed, hub):
@@ -201,6 +245,7 @@ def test_a_wrong_token_ends_the_run_before_training(tmp_path, hub):
         (("push_to_hub=true",), False, TOKEN, "Set hub_model_id"),
         (PUSH, True, TOKEN, "HF_HUB_OFFLINE keeps this process off the Hub"),
         (PUSH, False, None, "no token to write with"),
+        ((*PUSH, "lora_r=4"), False, TOKEN, "would upload an adapter of .*, a folder that nobody else has. Push that model first"),
     ],
 )
 def test_what_an_upload_lacks_is_said_when_the_recipe_is_read(monkeypatch, overrides, is_offline, token, problem):
@@ -210,8 +255,17 @@ def test_what_an_upload_lacks_is_said_when_the_recipe_is_read(monkeypatch, overr
         load_recipe(RECIPE, overrides)
 
 
-def test_a_repository_without_files_is_a_clear_error(hub, tmp_path):
-    hub.repositories["somebody/empty"] = {}
-    run = train(tmp_path / "model", hub_environment(hub.endpoint, tmp_path), "model_name_or_path=somebody/empty", "tokenizer_path=null")
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "error: somebody/repository does not load: no folder here, and no tokenizer on the Hub"),
+        (["model_000650.pt", "tokenizer.pkl"], "error: somebody/repository holds nanochat's own files"),
+    ],
+    ids=["empty", "nanochat's own files"],
+)
+def test_a_repository_without_a_saved_model_is_a_clear_error(hub, tmp_path, files, message):
+    hub.repositories["somebody/repository"] = dict.fromkeys(files, b"content")
+    options = ("model_name_or_path=somebody/repository", "tokenizer_path=null")
+    run = train(tmp_path / "model", hub_environment(hub.endpoint, tmp_path), *options)
     assert run.returncode == 2
-    assert run.stderr.splitlines()[-1].startswith("error: somebody/empty does not load: ")
+    assert run.stderr.splitlines()[-1].startswith(message)

@@ -18,6 +18,7 @@ import torch
 from chatsft import serve
 from chatsft.convert import convert_to_transformers
 from chatsft.model.loading import load_model_and_tokenizer
+from tests.model.oracle import FIXTURES
 
 BASE = Path(__file__).parent.parent / "recipes" / "quickstart"
 QUESTION = "What is 12 * 7?"
@@ -104,6 +105,11 @@ def test_an_exported_model_is_served_without_this_package(model, expected, tmp_p
 def test_what_cannot_be_served_is_said_before_the_server_starts(monkeypatch, tmp_path, capsys):
     assert serve.main([str(tmp_path)]) == 2
     assert f"error: {tmp_path} holds no tokenizer" in capsys.readouterr().err
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert serve.main([str(tmp_path)]) == 2
+    assert f"error: {tmp_path} is an adapter, which this server does not read." in capsys.readouterr().err
+    assert serve.main([str(FIXTURES / "model_v2")]) == 2
+    assert "is a nanochat checkpoint, which this server does not read. Convert it first" in capsys.readouterr().err
     monkeypatch.setattr(serve, "is_serve_available", lambda: False)
     assert serve.main([str(BASE)]) == 2
     assert "pip install 'chatsft[serving]'" in capsys.readouterr().err

@@ -19,7 +19,6 @@ from chatsft.tasks import Task
 from chatsft.train import main, train
 from chatsft.trainer import ChatTrainer
 from tests.evaluation.recorded_model import RECORDED
-from tests.other_models import save_model
 
 REPOSITORY = Path(__file__).parents[1]
 PARITY = REPOSITORY / "recipes" / "parity.yaml"
@@ -189,10 +188,3 @@ def test_two_processes_measure_what_one_does(tmp_path, data_root):
         recorded.append([(log["mmlu_acc"], log["arc_easy_acc"]) for log in history if "mmlu_acc" in log])
     assert len(recorded[0]) == 2
     assert recorded[0] == recorded[1]
-
-
-def test_a_model_of_another_chat_format_is_not_evaluated(tmp_path, capsys):
-    folder = save_model("llama", tmp_path / "llama")
-    model = (f"model_name_or_path={folder}", f"tokenizer_path={folder}")
-    assert main([str(PARITY), *model, f"output_dir={tmp_path}/out", "max_length=256", "eval_tasks=[MMLU]"]) == 2
-    assert "nanochat's chat format, which the tokenizer of" in capsys.readouterr().err

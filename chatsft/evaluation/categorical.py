@@ -1,15 +1,16 @@
 """Multiple choice: which of the valid letters does the model find likeliest as the next token."""
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatsft.evaluation.problems import Problem, ProblemResult, judge
 from chatsft.evaluation.token_losses import last_token_logits, pad_right
-from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.tasks import Task
 
 
-def choose_letters(model: PreTrainedModel, tokenizer: GPTTokenizer, task: Task, batches: list[list[Problem]]) -> list[ProblemResult]:
+def choose_letters(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, batches: list[list[Problem]]
+) -> list[ProblemResult]:
     """Answer each problem by the likeliest of its conversation's `letters`; equally likely ones go to the first.
 
     The host reads nothing back before the last batch is on its way.
@@ -37,7 +38,7 @@ def _letter_logits(logits: torch.Tensor, token_ids: list[list[int]]) -> torch.Te
     return logits.gather(1, columns.clamp(min=0)).masked_fill(columns < 0, -torch.inf)
 
 
-def _letter_ids(tokenizer: GPTTokenizer, problems: list[Problem]) -> list[list[int]]:
+def _letter_ids(tokenizer: PreTrainedTokenizerBase, problems: list[Problem]) -> list[list[int]]:
     """Find the tokens of all letters, before anything is computed."""
     known: dict[str, int] = {}
     for problem in problems:
@@ -47,8 +48,8 @@ def _letter_ids(tokenizer: GPTTokenizer, problems: list[Problem]) -> list[list[i
     return [[known[letter] for letter in problem.conversation["letters"]] for problem in problems]
 
 
-def _letter_id(tokenizer: GPTTokenizer, letter: str, index: int) -> int:
-    ids = tokenizer.encode_ordinary(letter)
+def _letter_id(tokenizer: PreTrainedTokenizerBase, letter: str, index: int) -> int:
+    ids = tokenizer.encode(letter, add_special_tokens=False)
     if len(ids) != 1:
         raise ValueError(
             f"problem {index}: the answer letter {letter!r} is {len(ids)} tokens of this tokenizer, expected one. "

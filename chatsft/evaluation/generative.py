@@ -1,16 +1,16 @@
 """Written answers: sample completions, with tool use, and let the task judge the text."""
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from chatsft.evaluation.chat_format import answer_ends
 from chatsft.evaluation.problems import Problem, ProblemResult, judge
 from chatsft.generation.tool_use import generate_completions
-from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.tasks import Task
 
 
 def write_answers(
     model: PreTrainedModel,
-    tokenizer: GPTTokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     task: Task,
     problems: list[Problem],
     *,
@@ -36,6 +36,7 @@ def write_answers(
         num_samples=num_samples,
         seed=seed,
         batch_size=batch_size,
+        ends=answer_ends(tokenizer, model),
         **penalties,
     )
     return judge(task, tokenizer, problems, [tokenizer.batch_decode(drawn) for drawn in completions])

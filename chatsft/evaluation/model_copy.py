@@ -27,6 +27,9 @@ def copy_for_evaluation(model: nn.Module, dtype: torch.dtype) -> PreTrainedModel
         copied = type(model)(copy.deepcopy(model.config))
     weights = {name: _whole(tensor).to(dtype, copy=True) for name, tensor in model.state_dict().items()}
     copied.load_state_dict(weights, assign=True)
+    for module, source in zip(copied.modules(), model.modules(), strict=True):
+        for name in module._non_persistent_buffers_set:  # not in the state dict: rotary frequencies, in other models than ours
+            setattr(module, name, getattr(source, name).clone())
     return copied.eval()
 
 

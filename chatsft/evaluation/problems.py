@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from transformers import PreTrainedTokenizerBase
+
+from chatsft.evaluation.chat_format import render_prompt
 from chatsft.model.conversation import conversation_spans
-from chatsft.model.tokenization_gpt import GPTTokenizer
 from chatsft.tasks import Task
 
 Item = TypeVar("Item")
@@ -33,7 +35,7 @@ class ProblemResult:
     truncated: bool
 
 
-def render_problems(task: Task, tokenizer: GPTTokenizer, max_tokens: int, max_problems: int | None = None) -> list[Problem]:
+def render_problems(task: Task, tokenizer: PreTrainedTokenizerBase, max_tokens: int, max_problems: int | None = None) -> list[Problem]:
     """Render the prompts of a task's first problems.
 
     A prompt longer than `max_tokens` loses its beginning and is marked: the end holds the question's last words and the
@@ -43,7 +45,7 @@ def render_problems(task: Task, tokenizer: GPTTokenizer, max_tokens: int, max_pr
     problems = []
     for index in range(num_problems):
         conversation = task[index]
-        prompt_ids = _render_prompt(tokenizer, conversation)
+        prompt_ids = render_prompt(tokenizer, conversation["messages"][:-1])
         problems.append(Problem(index, conversation, prompt_ids[-max_tokens:], truncated=len(prompt_ids) > max_tokens))
     return problems
 
@@ -74,7 +76,7 @@ def batch_by_length(
     return batches
 
 
-def judge(task: Task, tokenizer: GPTTokenizer, problems: Sequence[Problem], answers: Sequence[list[str]]) -> list[ProblemResult]:
+def judge(task: Task, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], answers: Sequence[list[str]]) -> list[ProblemResult]:
     """Ask the task about each problem's completions, all at once: one that takes long works on several at a time."""
     pairs = [(problem.conversation, completion) for problem, texts in zip(problems, answers, strict=True) for completion in texts]
     verdicts = iter(task.evaluate_all(pairs))
@@ -90,12 +92,6 @@ def judge(task: Task, tokenizer: GPTTokenizer, problems: Sequence[Problem], answ
         )
         for problem, prompt, completions in zip(problems, prompts, answers, strict=True)
     ]
-
-
-def _render_prompt(tokenizer: GPTTokenizer, conversation: dict) -> list[int]:
-    """Return what `render_for_completion` gives, at any length."""
-    ids, _ = tokenizer.render_conversation({"messages": conversation["messages"][:-1]}, max_tokens=None)
-    return [*ids, tokenizer.encode_special("<|assistant_start|>")]
 
 
 def _expected_text(conversation: dict) -> str:

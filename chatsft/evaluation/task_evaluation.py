@@ -6,15 +6,14 @@ from dataclasses import dataclass
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatsft.evaluation.categorical import choose_letters
 from chatsft.evaluation.generative import write_answers
 from chatsft.evaluation.metrics import load_metric
 from chatsft.evaluation.problems import Problem, ProblemResult, batch_by_length, render_problems
 from chatsft.evaluation.token_losses import MAX_BATCH_TOKENS
-from chatsft.generation.tool_use import max_prompt_tokens
-from chatsft.model.tokenization_gpt import GPTTokenizer
+from chatsft.generation.tool_use import context_length, max_prompt_tokens
 from chatsft.tasks import Task
 
 ANSWERS_AT_A_TIME = 128
@@ -70,7 +69,7 @@ class TaskReport:
 
 
 def evaluate_task(
-    name: str, task: Task, model: PreTrainedModel, tokenizer: GPTTokenizer, options: EvaluationOptions | None = None
+    name: str, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: EvaluationOptions | None = None
 ) -> TaskReport:
     """Answer a task's problems and report; every rank of a launch does its share and gets the whole report.
 
@@ -113,13 +112,15 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(was_training)
 
 
-def _choose_share(task: Task, model: PreTrainedModel, tokenizer: GPTTokenizer, options: EvaluationOptions) -> list[ProblemResult]:
-    problems = render_problems(task, tokenizer, model.config.max_position_embeddings, options.most_problems(task))
+def _choose_share(
+    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: EvaluationOptions
+) -> list[ProblemResult]:
+    problems = render_problems(task, tokenizer, context_length(model.config), options.most_problems(task))
     batches = batch_by_length(problems, _prompt_length, options.batch_size, MAX_BATCH_TOKENS)
     return choose_letters(model, tokenizer, task, [batch for _, batch in own_share(batches)])
 
 
-def _write_share(task: Task, model: PreTrainedModel, tokenizer: GPTTokenizer, options: EvaluationOptions) -> list[ProblemResult]:
+def _write_share(task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: EvaluationOptions) -> list[ProblemResult]:
     max_tokens = max_prompt_tokens(model.config, options.max_new_tokens)
     batch_size = options.batch_size or ANSWERS_AT_A_TIME
     problems = render_problems(task, tokenizer, max_tokens, options.most_problems(task))

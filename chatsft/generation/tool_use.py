@@ -5,6 +5,7 @@ import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple, Self
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedConfig, PreTrainedModel
@@ -17,6 +18,23 @@ from chatsft.generation.sampling import Sampling
 from chatsft.generation.tool_state import ChatTokenizer, ControlTokens, ToolCallState
 
 logger = logging.getLogger(__name__)
+
+UNLIMITED = 2**31
+
+
+class Ending(NamedTuple):
+    """What ends a row and fills it up, and whether the tool is called in it."""
+
+    terminal: tuple[int, ...]
+    pad: int
+    has_tool: bool
+
+    @classmethod
+    def of(cls, tokenizer: ChatTokenizer, ends: Sequence[int] | None) -> Self:
+        """Take nanochat's tokens and its tool, or the ends that are given and no tool."""
+        terminal = ControlTokens.of(tokenizer).terminal if ends is None else tuple(ends)
+        pad = next(iter(terminal), 0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id  # nothing sees it
+        return cls(terminal, pad, has_tool=ends is None)
 
 
 class ToolUseProcessor(LogitsProcessor):
@@ -85,6 +103,7 @@ def generate_completions(
     exponential_decay_length_penalty: tuple[int, float] | None = None,
     keep_end: bool = False,
     pixel_values: torch.Tensor | None = None,
+    ends: Sequence[int] | None = None,
 ) -> list[list[list[int]]]:
     """Complete every prompt with tool use, in batches of similar length.
 
@@ -103,6 +122,7 @@ def generate_completions(
             each token (transformers' measure). transformers' `length_penalty` ranks beams, which tool use cannot have.
         keep_end: leave the token that ended a row in the completion; one that was cut at max_new_tokens has none.
         pixel_values: the images of a single prompt, as GPTProcessor gives them; it has to fit the context.
+        ends: the tokens that end a completion of a model in another chat format, which has no tool; None is nanochat's, with its tool.
 
     Returns:
         For each prompt its completions: generated ids without the prompt and, unless `keep_end`, without the token that ended the row.
@@ -117,21 +137,27 @@ def generate_completions(
     num_draws = num_samples if temperature else 1
     rows = sorted((index for index in range(len(prompts)) for _ in range(num_draws)), key=lambda index: -len(prompts[index]))
     ordered = [prompts[index] for index in rows]
+    ending = Ending.of(tokenizer, ends)
     complete = partial(_generate, options=penalties | ({} if pixel_values is None else {"pixel_values": pixel_values.to(model.device)}))
     if can_decode(model) and not penalties and pixel_values is None:
         complete = _decode
     with _random_state(seed, model.device):
-        generated = complete(model, tokenizer, ordered, max_new_tokens, sampling, batch_size or len(rows), streamer)
+        generated = complete(model, tokenizer, ordered, ending, max_new_tokens, sampling, batch_size or len(rows), streamer)
     completions = [[] for _ in prompts]
     for index, row in zip(rows, generated, strict=True):
-        completions[index].append(_cut_at(row, ControlTokens.of(tokenizer).terminal, keep_end))
+        completions[index].append(_cut_at(row, ending.terminal, keep_end))
     return [drawn * (num_samples // num_draws) for drawn in completions]
 
 
 def max_prompt_tokens(config: PreTrainedConfig, max_new_tokens: int) -> int:
     """Return how long a prompt may be: what the new tokens leave of the context, at least half of it."""
-    context = config.max_position_embeddings
+    context = context_length(config)
     return context - min(max_new_tokens, context // 2)
+
+
+def context_length(config: PreTrainedConfig) -> int:
+    """Return the tokens that a model was made for; a recurrent one knows no such number."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or UNLIMITED
 
 
 def _check_images(prompts: Sequence[list[int]], max_tokens: int) -> None:
@@ -159,25 +185,25 @@ def _decode(
     model: PreTrainedModel,
     tokenizer: ChatTokenizer,
     prompts: list[list[int]],
+    ending: Ending,
     max_new_tokens: int,
     sampling: Sampling,
     batch_size: int,
     streamer: BaseStreamer | None,
 ) -> list[list[int]]:
     """Complete prompts in the decode loop."""
-    pad = _pad_token(tokenizer)
     if streamer is not None:
-        streamer.put(torch.tensor(_pad_left(prompts, pad)[0]))
+        streamer.put(torch.tensor(_pad_left(prompts, ending.pad)[0]))
     return decode_rows(
         model,
         prompts,
         max_new_tokens=max_new_tokens,
-        ending=set(ControlTokens.of(tokenizer).terminal),
+        ending=set(ending.terminal),
         sampling=sampling,
         tokenizer=tokenizer,
         max_rows=batch_size,
         streamer=streamer,
-        pad=pad,
+        pad=ending.pad,
     )
 
 
@@ -185,6 +211,7 @@ def _generate(
     model: PreTrainedModel,
     tokenizer: ChatTokenizer,
     prompts: list[list[int]],
+    ending: Ending,
     max_new_tokens: int,
     sampling: Sampling,
     batch_size: int,
@@ -195,24 +222,20 @@ def _generate(
     options = {"max_new_tokens": max_new_tokens, "do_sample": sampling.temperature > 0, "num_beams": 1, "use_cache": True} | options
     if options["do_sample"]:
         options |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": 1.0}
-    pad, generated = _pad_token(tokenizer), []
+    generated = []
     for start in range(0, len(prompts), batch_size or 1):
-        input_ids, attention_mask = _pad_left(prompts[start : start + batch_size], pad)
+        input_ids, attention_mask = _pad_left(prompts[start : start + batch_size], ending.pad)
         rows = model.generate(
             input_ids=torch.tensor(input_ids, device=model.device),
             attention_mask=torch.tensor(attention_mask, device=model.device),
-            logits_processor=LogitsProcessorList([ToolUseProcessor(tokenizer)]),
-            eos_token_id=list(ControlTokens.of(tokenizer).terminal),
-            pad_token_id=pad,
+            logits_processor=LogitsProcessorList([ToolUseProcessor(tokenizer)] if ending.has_tool else []),
+            eos_token_id=list(ending.terminal) or None,
+            pad_token_id=ending.pad,
             streamer=streamer,
             **options,
         )
         generated += rows[:, len(input_ids[0]) :].tolist()
     return generated
-
-
-def _pad_token(tokenizer: ChatTokenizer) -> int:
-    return ControlTokens.of(tokenizer).assistant_end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def _pad_left(prompts: list[list[int]], pad: int) -> tuple[list[list[int]], list[list[int]]]:

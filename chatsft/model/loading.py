@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
-from transformers.utils.hub import cached_files
+from transformers.utils.hub import cached_file, cached_files
 
 from .fingerprint import weights_fingerprint
 from .modeling_gpt import GPTForCausalLM
@@ -18,6 +18,7 @@ from .nanochat_tokenizer import TokenizerFileError, load_nanochat_tokenizer
 from .tokenization_gpt import GPTTokenizer
 from .transformers_nanochat import is_transformers_nanochat, load_transformers_nanochat, load_transformers_nanochat_tokenizer
 
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE_RECORD = "base_model.json"
 """Beside an adapter: the fingerprint of the weights it was trained on."""
 
@@ -83,13 +84,21 @@ def _load_model(name: str, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtyp
 
 
 def is_adapter(name: str) -> bool:
-    """Tell whether it is a folder with an adapter and no model."""
-    return (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file()
+    """Tell whether a folder or a repository on the Hub holds an adapter and no model."""
+    return find_file(name, ADAPTER_CONFIG) is not None and find_file(name, "config.json") is None
+
+
+def find_file(name: str | Path, file: str) -> Path | None:
+    """Find a file of a folder or of a repository on the Hub; None where it is not there, or cannot be asked for."""
+    with suppress(OSError):
+        found = cached_file(str(name), file, _raise_exceptions_for_missing_entries=False)
+        return None if found is None else Path(found)
+    return None
 
 
 def _load_adapter(name: str, tokenizer: PreTrainedTokenizerBase, *options, **more) -> PreTrainedModel:
     """Load the base that an adapter names, see that it is the one the adapter was trained on, and put the adapter on it."""
-    base = json.loads((Path(name) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    base = _read_entry(name, ADAPTER_CONFIG, "base_model_name_or_path")
     try:
         _check_model_folder(base)
         model = _load_model(base, tokenizer, *options, **more)
@@ -97,16 +106,34 @@ def _load_adapter(name: str, tokenizer: PreTrainedTokenizerBase, *options, **mor
         raise LoadingError(
             f"{name} is an adapter of {base}, which does not load: {error} Name the base in adapter_config.json, base_model_name_or_path."
         ) from error
-    record = Path(name) / BASE_RECORD
-    if record.is_file() and json.loads(record.read_text())["weights_fingerprint"] != weights_fingerprint(model):
+    if find_file(name, BASE_RECORD) and _read_entry(name, BASE_RECORD, "weights_fingerprint") != weights_fingerprint(model):
         raise LoadingError(
             f"{name} is an adapter of another base: {base} has other weights than the model it was trained on. "
             "Name that model in adapter_config.json, base_model_name_or_path."
         )
-    missing = model.load_adapter(name, weight_mapping=_adapter_renamings(model)).missing_keys
-    if missing:
-        raise LoadingError(f"{name} lacks {sorted(missing)[0]} and {len(missing) - 1} more weights. Load the merged model instead.")
+    weights = find_file(name, ADAPTER_WEIGHTS)
+    if weights is None:
+        raise LoadingError(f"{name} holds no {ADAPTER_WEIGHTS}. Copy it again.")
+    try:
+        loading = model.load_adapter(str(weights.parent), weight_mapping=_adapter_renamings(model))
+    except RuntimeError as error:  # of other shapes
+        raise LoadingError(f"{name} does not fit {base}, which it names as its base: it belongs to another one, or is damaged.") from error
+    for problem, keys in (("lacks", loading.missing_keys), ("has, beyond its base,", loading.unexpected_keys)):
+        if keys:
+            raise LoadingError(f"{name} {problem} {min(keys)} and {len(keys) - 1} more weights. Load the merged model instead.")
     return model
+
+
+def _read_entry(name: str, file: str, key: str) -> str:
+    """Read one entry of a JSON file beside an adapter."""
+    path = find_file(name, file)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))[key]
+    except (ValueError, KeyError, TypeError) as error:
+        raise LoadingError(f"{path} is damaged: it is no JSON object with {key}. Copy it again.") from error
+    if not isinstance(value, str):
+        raise LoadingError(f"{path}: {key} is {value!r}, expected a name.")
+    return value
 
 
 def _adapter_renamings(model: PreTrainedModel) -> list:
@@ -141,8 +168,8 @@ def load_any_tokenizer(name_or_path: str, tokenizer_path: str | None = None) -> 
 def _check_chat_format(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     if not isinstance(tokenizer, GPTTokenizer):
         raise LoadingError(
-            f"{name} has a {type(tokenizer).__name__}, which does not know nanochat's chat format, that of chat and eval. "
-            "Of a nanochat model, set tokenizer_path to the folder of tokenizer.pkl; another model is for transformers and lm_eval."
+            f"{name} has a {type(tokenizer).__name__}, which does not know nanochat's chat format, that of chat. "
+            "Of a nanochat model, set tokenizer_path to the folder of tokenizer.pkl; another model is for transformers chat."
         )
 
 
@@ -154,6 +181,10 @@ def _read_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise LoadingError(f"{name} holds no tokenizer: neither tokenizer_config.json nor tokenizer.pkl. Set tokenizer_path to one.")
     files = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
     if not folder.is_dir() and not cached_files(name, files, _raise_exceptions_for_missing_entries=False):
+        if find_file(name, "tokenizer.pkl"):
+            raise LoadingError(
+                f"{name} holds nanochat's own files, which have to lie in a folder. hf download {name} --local-dir FOLDER, and name FOLDER."
+            )
         raise LoadingError(
             f"{name} does not load: no folder here, and no tokenizer on the Hub or in its cache (none of {', '.join(files)}). "
             "Check the name and the network, or set tokenizer_path."
@@ -214,6 +245,7 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: GPTTokenizer, name_or_p
 __all__ = [
     "BASE_RECORD",
     "LoadingError",
+    "find_file",
     "is_adapter",
     "load_any_tokenizer",
     "load_chat_model",

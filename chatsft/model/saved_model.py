@@ -71,6 +71,8 @@ def load_config(folder: Path) -> GPTConfig | NanoChatConfig:
     fields = read_json(folder / "config.json")
     if fields is None:
         hint = " It is a nanochat checkpoint: chatsft.convert to-hf reads it." if is_nanochat_checkpoint(folder) else ""
+        if (folder / "adapter_config.json").is_file():
+            hint = " It is an adapter: train with merge_adapter=true, and convert its merged/."
         raise SavedModelError(f"{folder} holds no config.json, so it is no saved model.{hint}")
     classes = {kind.model_type: kind for kind in (GPTConfig, NanoChatConfig)}
     model_type = fields.get("model_type")

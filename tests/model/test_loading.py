@@ -1,6 +1,8 @@
 """Every way to name a model gives the same model and tokenizer, and what cannot be loaded says what to do."""
 
+import json
 import shutil
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,13 @@ from huggingface_hub import constants
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 import chatsft  # noqa: F401, registers the Auto classes
 from chatsft.convert import convert_to_hf, convert_to_transformers
 from chatsft.model.loading import LoadingError, load_chat_model, load_model_and_tokenizer, load_tokenizer
 from chatsft.model.modeling_gpt import GPTForCausalLM
+from chatsft.model.nanochat_tokenizer import read_encoding
 from chatsft.model.tokenization_gpt import GPTTokenizer
 from tests.model.oracle import FIXTURES
 
@@ -52,11 +56,19 @@ def test_a_nanochat_folder_gives_the_logits_of_its_conversion(checkpoint, tokeni
 
 
 def save_as_published(folder: Path, snapshot: Path) -> Path:
-    """Lay a NanoChat of transformers out as karpathy/nanochat-d32 is on the Hub: bfloat16, and the epsilon that its configuration says."""
-    convert_to_transformers(folder, snapshot)
-    model = AutoModelForCausalLM.from_pretrained(snapshot, dtype=torch.bfloat16)
+    """Lay a NanoChat out as transformers' own conversion does: bfloat16, its default epsilon, a tokenizer of its tiktoken converter."""
+    convert_to_transformers(folder, snapshot / "all")
+    model = AutoModelForCausalLM.from_pretrained(snapshot / "all", dtype=torch.bfloat16)
     model.config.rms_norm_eps = 1e-6
     model.save_pretrained(snapshot)
+    shutil.rmtree(snapshot / "all")
+    encoding = read_encoding(Path(TOKENIZER) / "tokenizer.pkl")
+    ranks = "".join(f"{b64encode(token).decode()} {rank}\n" for token, rank in encoding["mergeable_ranks"].items())
+    (snapshot / "ranks").write_text(ranks)
+    special = {"extra_special_tokens": list(encoding["special_tokens"])}
+    TikTokenConverter(str(snapshot / "ranks"), encoding["pat_str"], **special).converted().save(str(snapshot / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|bos|>", "eos_token": "<|assistant_end|>"}
+    (snapshot / "tokenizer_config.json").write_text(json.dumps(settings))
     return snapshot
 
 
@@ -169,4 +181,4 @@ def test_another_class_of_tokenizer_is_refused_before_the_weights_are_read(copy)
     (copy / "model.safetensors").unlink()
     message = fails(copy)
     assert message.startswith(f"{copy} has a ")
-    assert "which does not know nanochat's chat format, that of chat and eval. Of a nanochat model, set tokenizer_path" in message
+    assert "which does not know nanochat's chat format, that of chat. Of a nanochat model, set tokenizer_path" in message
