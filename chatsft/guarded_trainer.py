@@ -41,10 +41,18 @@ class GuardedTrainer(ResumableTrainer):
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         can_drop = not self.is_deepspeed_enabled and self.accelerator.scaler is None
         self.guard = StepGuard(self.accelerator, can_drop, self.is_sharded)
-        self.step_log, self.skipped_in_a_row = StepLog(self.args.device), 0
         self.step_tokens = torch.zeros((), dtype=torch.long)
         self.averager: GradientAverager | None = None
         self.unread: Step | None = None
+        self._begin_run()
+
+    def train(self, *args, **kwargs):
+        self._read_verdict()  # of the last step before an error, where one ended the run before
+        self._begin_run()
+        return super().train(*args, **kwargs)
+
+    def _begin_run(self) -> None:
+        self.step_log, self.skipped_in_a_row = StepLog(self.args.device), 0
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Take the micro-batches of one optimizer step and count what they train."""
@@ -95,6 +103,10 @@ class GuardedTrainer(ResumableTrainer):
             self._read_verdict()
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._read_verdict()  # what is told of a step comes before what is logged after it
+        super().log(logs, start_time)
+
     def _read_verdict(self) -> None:
         """Find out about the last step and note it; the order and the time are the same on every process."""
         step, self.unread = self.unread, None
@@ -123,6 +135,7 @@ class GuardedTrainer(ResumableTrainer):
             logger.warning("Step %05d was left out on every process: %s. %s", step.number, words, where)
         if self.skipped_in_a_row > self.args.max_skipped_in_a_row:
             self.end(f"{self.skipped_in_a_row} steps in a row were left out, the last one because of {words}")
+            self.skipped_in_a_row = 0  # whoever goes on all the same gets as many again
 
     def _rows_of_step(self, number: int) -> list[int] | None:
         """Number the rows of a step over all processes; None where they are not taken in order."""
@@ -139,10 +152,11 @@ class GuardedTrainer(ResumableTrainer):
         return -(-len(self.callback_handler.train_dataloader) // self.args.gradient_accumulation_steps)
 
     def progress(self) -> dict:
-        return self.step_log.state(self.accelerator)
+        return self.step_log.state(self.accelerator) | {"skipped_in_a_row": self.skipped_in_a_row}
 
     def load_progress(self, progress: dict) -> None:
         self.step_log.load_state(progress, self.accelerator)
+        self.skipped_in_a_row = progress.get("skipped_in_a_row", 0)
 
 
 def list_start(names: list[str]) -> str:

@@ -48,6 +48,7 @@ class ResumableTrainer(Trainer):
             CheckpointError: where what is asked for cannot be resumed from.
             TrainingFault: where `ending` is a fault; a checkpoint has been written.
         """
+        self.ending, self.is_ended = None, False
         checkpoint = self._choose_checkpoint(resume_from_checkpoint)
         if checkpoint is not None:
             self.args.eval_on_start = False  # that was at the start

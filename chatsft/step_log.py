@@ -1,5 +1,7 @@
 """What the optimizer steps since the last log did: sums that stay on the device until they are read."""
 
+import math
+
 import psutil
 import torch
 from accelerate import Accelerator
@@ -51,7 +53,8 @@ class StepLog:
             figures |= {"supervised_tokens_min": int(self.fewest), "supervised_tokens_max": int(self.most)}
         for name, norm in self.norms.items():
             squares = accelerator.reduce(norm.square(), "sum") if is_sharded else norm.square()
-            figures[f"grad_norm_{name}"] = squares.sqrt().item()
+            if math.isfinite(root := squares.sqrt().item()):  # gradients that are scaled may overflow, and JSON has no infinity
+                figures[f"grad_norm_{name}"] = root
         self.clear()
         return figures | {"memory_gib": round(memory_in_use() / GIB, 3)}
 

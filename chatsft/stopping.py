@@ -13,6 +13,7 @@ class StopSignal:
         self._previous = None
 
     def __enter__(self):
+        self.is_received = False
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._receive)
         return self

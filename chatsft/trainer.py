@@ -1,6 +1,7 @@
 """ChatTrainer: transformers' Trainer with nanochat's optimizer, schedule and loss."""
 
 import logging
+import math
 from functools import partial
 
 import torch
@@ -71,6 +72,7 @@ class ChatTrainer(NanochatTraining, GuardedTrainer):
         return batches, supervised_tokens.clamp(min=1) if average_tokens else None
 
     def train(self, *args, **kwargs):
+        self.throughput.restart()
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -172,11 +174,13 @@ class ChatTrainer(NanochatTraining, GuardedTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if logs.pop("loss", None) is not None:
             logs |= self._step_figures()
+        if not math.isfinite(logs.get("grad_norm", 0.0)):  # of a step that was left out
+            del logs["grad_norm"]
         super().log(logs, start_time)
 
     def _step_figures(self) -> dict[str, float]:
         """Return the figures of the updates since the last log: rates as they were in the last of them."""
-        multiplier = self.lr_scheduler.lr_lambdas[0](self.state.global_step - 1)
+        multiplier = self.lr_scheduler.lr_lambdas[0](max(self.lr_scheduler.last_epoch - 1, 0))
         rates = {f"lr_{group['name']}": group["initial_lr"] * multiplier for group in self.optimizer.param_groups}
         return self.step_log.read(self.accelerator, self.is_sharded) | {"lr_multiplier": multiplier} | self.throughput.read() | rates
 

@@ -44,7 +44,7 @@ class MuonAdamW(torch.optim.Optimizer):
     share alone, and `consolidate_state_dict` has to run on all of them before one calls `state_dict`.
 
     A step can be left out by the device: where `found_inf`, set before the step, is 1, weights and state stay as they are. The attribute
-    is the one that torch's GradScaler sets. Muon counts its steps on the host, so it has to be told with `forget_step`.
+    is the one that torch's GradScaler sets; it is a tensor from the first step on, so that compiled code meets one kind of it. Muon counts its steps on the host, so it has to be told with `forget_step`.
 
     Args:
         params: parameter groups, each with `kind` and `lr`, as `parameter_groups` makes them.
@@ -72,6 +72,8 @@ class MuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self.found_inf is None:
+            self.found_inf = torch.zeros((), device=self.param_groups[0]["params"][0].device)
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             if params and group["kind"] == "muon":
@@ -138,7 +140,7 @@ class MuonAdamW(torch.optim.Optimizer):
         directions, weights = exchange.to_holders(directions, rows), [local(param) for param in params]
         if group["weight_decay"]:
             stacked = torch.stack(weights).float()
-            decay = group["weight_decay"] * (1 if self.found_inf is None else 1 - self.found_inf)
+            decay = group["weight_decay"] * (1 - self.found_inf)
             directions = directions + decay * stacked * (directions * stacked >= 0)
         learning_rate = group["lr"] * max(1.0, rows / columns) ** 0.5
         torch._foreach_add_(weights, list(directions.to(nesterov.dtype).unbind()), alpha=-learning_rate)
