@@ -183,6 +183,12 @@ class RunArguments:
         return is_launched_with("FSDP") or is_launched_with("DEEPSPEED") or bool(self.fsdp or self.deepspeed)
 
     @property
+    def device(self) -> torch.device:
+        """Name the CPU without a number: "cpu:0", as several processes have it, is where transformers 5.17 cannot load a checkpoint to."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+    @property
     def n_gpu(self) -> int:
         """Use one GPU per process: DataParallel would cut packed rows apart. `accelerate launch` takes the others."""
         return min(super().n_gpu, 1)
