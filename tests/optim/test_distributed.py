@@ -11,15 +11,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from chatsft.optim.distributed import assign_owners
+from chatsft.optim.distributed import assign_owners, local
 from chatsft.optim.muon import MuonAdamW
 
-SHAPES = [(8, 12), (12, 8), (8, 12), (3, 5), (8, 12), (12, 8), (1, 6), (8, 8)]
+SHAPES = [(8, 12), (12, 8), (8, 12), (3, 5), (8, 12), (12, 8), (1, 6), (8, 8), (1, 6)]
 RULES = ["2025", "2026"]
 
 
 class Matrices(nn.Module):
-    """Matrices for Muon in odd numbers and heights, one of them with fewer rows than processes, and a vector for AdamW."""
+    """Matrices for Muon in odd numbers and heights, two of them with fewer rows than processes, and a vector for AdamW."""
 
     def __init__(self):
         super().__init__()
@@ -163,3 +163,61 @@ def test_sharded_matrices_step_as_on_one_process_and_their_state_is_sharded(two_
     for stepped, whole in two_processes.run(step_sharded, rule):
         assert_close(stepped, expected)
         assert_same_state(whole, state["state"])
+
+
+def leave_out_and_resume(rule: str, kind: str) -> tuple[list[torch.Tensor], list[bool]]:
+    """Take three steps, one that is left out and two more, each from the saved state of the one before; tell what lies in one stack."""
+    model = Matrices()
+    model = fully_shard(model, mesh=init_device_mesh("cpu", (2,))) if kind == "sharded" else model
+    group = None if kind == "alone" else dist.group.WORLD
+    optimizer = build_optimizer(model, rule, group)
+    take_steps(optimizer, model, range(3))
+    for param in model.parameters():
+        param.grad = torch.full_like(param, float("nan"))
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    optimizer.forget_step()
+    for step in range(3, 6):
+        optimizer.consolidate_state_dict()
+        state = copy.deepcopy(optimizer.state_dict())
+        optimizer = build_optimizer(model, rule, group)
+        optimizer.load_state_dict(state)
+        take_steps(optimizer, model, range(step, step + 1))
+    storages = {}
+    for param in model.matrices:
+        if param in optimizer.state:
+            momentum = local(optimizer.state[param]["momentum_buffer"])
+            storages.setdefault(param.shape, set()).add(momentum.untyped_storage().data_ptr())
+    return weights(model), [len(places) == 1 for places in storages.values()]
+
+
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_step_that_is_left_out_and_states_that_are_loaded_change_nothing(two_processes, rule, kind):
+    expected = step_alone(rule)[0]
+    alone, _ = leave_out_and_resume(rule, "alone")
+    assert all(torch.equal(one, other) for one, other in zip(alone, expected, strict=True))
+    for stepped, in_one_stack in two_processes.run(leave_out_and_resume, rule, kind):
+        assert_close(stepped, expected)
+        assert all(in_one_stack)
+
+
+def step_some(rule: str, kind: str) -> list[torch.Tensor]:
+    """Take steps in which every other matrix has no gradient now and then."""
+    model = Matrices()
+    model = fully_shard(model, mesh=init_device_mesh("cpu", (2,))) if kind == "sharded" else model
+    optimizer = build_optimizer(model, rule, None if kind == "alone" else dist.group.WORLD)
+    for step in range(6):
+        generator = torch.Generator().manual_seed(1000 + step)
+        for number, param in enumerate(model.parameters()):
+            gradient = torch.randn(param.shape, generator=generator)
+            param.grad = None if step % 2 and number % 2 else as_held(gradient, param)
+        optimizer.step()
+    return weights(model)
+
+
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_matrices_without_a_gradient_are_left_alone(two_processes, kind):
+    expected = step_some("2026", "alone")
+    for stepped in two_processes.run(step_some, "2026", kind):
+        assert_close(stepped, expected)
