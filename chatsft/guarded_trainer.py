@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from chatsft.data.packing import ConversationRows
 from chatsft.faults import FAULTS, STOP, Agreement, StepGuard, describe_faults, faults_by_process
@@ -47,6 +48,8 @@ class GuardedTrainer(ResumableTrainer):
         self._begin_run()
 
     def train(self, *args, **kwargs):
+        if isinstance(self.model, FSDPModule):
+            raise ValueError("FSDP has shared out the model of this trainer in the run before, and does so once. Make a new trainer.")
         self._read_verdict()  # of the last step before an error, where one ended the run before
         self._begin_run()
         return super().train(*args, **kwargs)

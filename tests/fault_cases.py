@@ -11,7 +11,15 @@ from accelerate.state import AcceleratorState, GradientState
 from chatsft import gradients
 from chatsft.trainer import ChatTrainer
 from tests.tiny_runs import ShardedTrainer
-from tests.tiny_training import FaultyTrainer, build_rows, build_trainer, everything_that_an_update_changes, losses, skipped
+from tests.tiny_training import (
+    FaultyTrainer,
+    build_rows,
+    build_trainer,
+    everything_that_an_update_changes,
+    losses,
+    run_out_of_memory,
+    skipped,
+)
 
 ROWS = 8 * 6
 CASES = [
@@ -90,6 +98,48 @@ class StoppedTrainer(ChatTrainer):
         if (self.state.global_step, self.args.process_index) == (2, 1):
             os.kill(os.getpid(), signal.SIGTERM)
         return super().compute_loss(*args, **kwargs)
+
+
+class StoppedOnce(StoppedTrainer):
+    """Meet a NaN in the step before that too, and run out of memory in the last and smaller step of an epoch."""
+
+    def compute_loss(self, *args, **kwargs):
+        loss = super().compute_loss(*args, **kwargs)
+        if (self.state.global_step, self.args.process_index) == (7, 0):
+            run_out_of_memory()
+        return loss * float("nan") if self.state.global_step == 1 else loss
+
+
+class StoppedShardedTrainer(StoppedTrainer, ShardedTrainer):
+    pass
+
+
+def run_sharded_on_after_sigterm(folder: Path) -> str:
+    """Return why the trainer of a sharded run that has ended makes no other one."""
+    forget_state()
+    trainer = build_trainer(folder, build_rows(ROWS), trainer_class=StoppedShardedTrainer)
+    trainer.train()
+    try:
+        trainer.train(resume_from_checkpoint=True)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def run_on_after_sigterm(folder: Path) -> dict:
+    """Train until SIGTERM and from there on, with one trainer, on epochs of three steps and a half; nothing is logged on the way."""
+    forget_state()
+    options = {"trainer_class": StoppedOnce, "generation": 2026, "max_steps": 8, "logging_steps": 100}
+    trainer = build_trainer(folder, build_rows(28), **options)
+    trainer.train()
+    stopped_at = trainer.state.global_step
+    trainer.train(resume_from_checkpoint=True)
+    return {
+        "stopped_at": stopped_at,
+        "ending": trainer.ending,
+        "skipped": [(log["step"], log["rows"]) for log in skipped(trainer)],
+        "num_steps": {group["num_steps"] for group in trainer.optimizer.param_groups if "num_steps" in group},
+    }
 
 
 def run_until_sigterm(folder: Path) -> dict:

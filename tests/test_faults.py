@@ -11,7 +11,17 @@ import torch
 
 from chatsft.checkpoints import find_damage
 from chatsft.faults import TrainingFault
-from tests.fault_cases import CASES, SHARDED_CASES, resume, run_case, run_sharded_case, run_until_sigterm, watch_averaging
+from tests.fault_cases import (
+    CASES,
+    SHARDED_CASES,
+    resume,
+    run_case,
+    run_on_after_sigterm,
+    run_sharded_case,
+    run_sharded_on_after_sigterm,
+    run_until_sigterm,
+    watch_averaging,
+)
 from tests.tiny_training import (
     FaultyTrainer,
     build_rows,
@@ -79,6 +89,16 @@ def test_sigterm_on_one_process_stops_both_and_one_process_goes_on(two_processes
     trainer = build_trainer(tmp_path, build_rows(48), **AS_MUCH_AS_TWO)
     trainer.train(resume_from_checkpoint=True)
     assert losses(trainer) == pytest.approx(one_process, rel=1e-5)
+
+
+def test_two_processes_go_on_after_sigterm_with_the_same_trainer(two_processes, tmp_path):
+    expected = {"stopped_at": 4, "ending": None, "skipped": [(2, list(range(8, 16))), (8, list(range(24, 28)))], "num_steps": {6}}
+    assert two_processes.run(run_on_after_sigterm, tmp_path) == [expected] * 2
+
+
+def test_a_trainer_whose_model_is_sharded_does_not_train_again(two_processes, tmp_path):
+    for error in two_processes.run(run_sharded_on_after_sigterm, tmp_path):
+        assert error.endswith("Make a new trainer.")
 
 
 def test_two_processes_go_on_with_what_one_has_left(two_processes, one_process, tmp_path):
