@@ -44,7 +44,8 @@ class MuonAdamW(torch.optim.Optimizer):
     share alone, and `consolidate_state_dict` has to run on all of them before one calls `state_dict`.
 
     A step can be left out by the device: where `found_inf`, set before the step, is 1, weights and state stay as they are. The attribute
-    is the one that torch's GradScaler sets; it is a tensor from the first step on, so that compiled code meets one kind of it. Muon counts its steps on the host, so it has to be told with `forget_step`.
+    is the one that torch's GradScaler sets; it is a tensor from the first step on, so that compiled code meets one kind of it. Muon counts
+    its steps on the host, so it has to be told with `forget_step`.
 
     Args:
         params: parameter groups, each with `kind` and `lr`, as `parameter_groups` makes them.

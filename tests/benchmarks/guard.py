@@ -1,19 +1,22 @@
 """What it costs to guard every step against faults: steps with the guard and without it, in turns.
 
 python -m tests.benchmarks.guard [--depth 12] [--rows 32] [--steps 30] [--turns 3]
-torchrun --nproc_per_node 2 -m tests.benchmarks.guard
+torchrun --nproc_per_node 2 -m tests.benchmarks.guard --turns 2
 
 The guard measures all gradients, lets the device decide about each step and, on several processes, averages the gradients itself.
-Without it, Trainer's own step runs. Needs a GPU with bfloat16.
+Without it, Trainer's own step runs. Each run is printed when it is done. Needs GPUs with bfloat16.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import tempfile
 import time
 
 import torch
+import torch.distributed as dist
+from accelerate import PartialState
 from transformers import Trainer, TrainerCallback
 
 from chatsft.arguments import ChatArguments
@@ -46,6 +49,8 @@ class Stopwatch(TrainerCallback):
 def measure(kind: type, depth: int, rows: int, steps: int, warmup: int = 8) -> float:
     """Return the milliseconds of a step."""
     torch._dynamo.reset()
+    gc.collect()  # the trainer before
+    torch.cuda.empty_cache()
     args = ChatArguments(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=rows,
@@ -57,7 +62,7 @@ def measure(kind: type, depth: int, rows: int, steps: int, warmup: int = 8) -> f
         dataloader_num_workers=2,
     )
     data = conversations(rows * args.world_size * 60, 65536)
-    packed = pack_rows([len(ids) for ids in data["input_ids"]], LENGTH)[: rows * args.world_size * 8]
+    packed = pack_rows([len(ids) for ids in data["input_ids"]], LENGTH)[: rows * args.world_size * 8] * (1 + (steps + warmup) // 8)
     watch = Stopwatch(warmup)
     kind(
         model=build_model(depth, 65536, "2025"),
@@ -74,13 +79,22 @@ def main() -> None:
     for name, default in {"depth": 12, "rows": 32, "steps": 30, "turns": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
+    PartialState()  # gives this process its GPU
     times = {UnguardedTrainer: [], ChatTrainer: []}
     for _ in range(options.turns):
         for kind, milliseconds in times.items():
             milliseconds.append(measure(kind, options.depth, options.rows, options.steps))
+            report({"trainer": kind.__name__, "ms": round(milliseconds[-1], 2)})
     without, guarded = (statistics.median(milliseconds) for milliseconds in times.values())
     result = {"depth": options.depth, "rows": options.rows, "without_ms": round(without, 2), "guarded_ms": round(guarded, 2)}
-    print(json.dumps(result | {"cost_pct": round(100 * (guarded / without - 1), 2)}), flush=True)
+    report(result | {"cost_pct": round(100 * (guarded / without - 1), 2)})
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def report(result: dict) -> None:
+    if PartialState().is_main_process:
+        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":
