@@ -42,23 +42,34 @@ class ShardedFaultyTrainer(FaultyTrainer, ShardedTrainer):
     pass
 
 
-def run_case(folder: Path, fault: str, step: int, micro_batch: int, process: int, generation: int, kind: type = FaultyTrainer) -> dict:
+def run_case(
+    folder: Path,
+    fault: str,
+    step: int,
+    micro_batch: int,
+    process: int,
+    generation: int,
+    kind: type = FaultyTrainer,
+    tolerance: float = 0.0,
+    **settings,
+) -> dict:
     """Train with a fault, and without the rows of the step that meets it."""
+    settings |= {"trainer_class": kind, "generation": generation}
     forget_state()
     gradients.BUCKET_BYTES = 10_000  # so that gradients are sent in several parts
     rows = build_rows(ROWS)
-    faulty = build_trainer(folder, rows, trainer_class=kind, generation=generation)
+    faulty = build_trainer(folder, rows, **settings)
     faulty.faults = {(step, micro_batch, process): fault}
     faulty.train()
     forget_state()
     fewer = rows[: 8 * step] + rows[8 * (step + 1) :]
-    reference = build_trainer(folder, fewer, trainer_class=kind, max_steps=5, skipped_updates=(step,), generation=generation)
+    reference = build_trainer(folder, fewer, max_steps=5, skipped_updates=(step,), **settings)
     reference.faults = {}
     reference.train()
     pairs = zip(everything_that_an_update_changes(faulty), everything_that_an_update_changes(reference), strict=True)
     return {
         "losses": [losses(faulty), losses(reference)],
-        "is_equal": all(torch.equal(a, b) for a, b in pairs),
+        "is_equal": all(torch.allclose(a.float(), b.float(), rtol=tolerance, atol=tolerance) for a, b in pairs),
         "skipped": skipped(faulty),
         "count": [log["skipped_steps"] for log in faulty.state.log_history if "skipped_steps" in log],
         "global_step": faulty.state.global_step,

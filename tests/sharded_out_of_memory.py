@@ -1,4 +1,7 @@
-"""Two processes with a sharded model, one of which runs out of memory: `torchrun --nproc_per_node 2 -m tests.sharded_out_of_memory`."""
+"""Two processes with a sharded model, one of which runs out of memory: `torchrun --nproc_per_node 2 -m tests.sharded_out_of_memory`.
+
+On two GPUs where there are as many, otherwise on the CPU.
+"""
 
 import torch
 import torch.distributed as dist
@@ -12,10 +15,11 @@ from tests.tiny_training import run_out_of_memory
 
 
 def main() -> None:
-    guard = StepGuard(Accelerator(cpu=True), can_drop=True, is_sharded=True)
-    model = fully_shard(nn.Linear(8, 8))
+    accelerator = Accelerator(cpu=torch.cuda.device_count() < 2)
+    guard = StepGuard(accelerator, can_drop=True, is_sharded=True)
+    model = fully_shard(nn.Linear(8, 8, device=accelerator.device))
     with StopSignal():  # as in training, where SIGTERM alone ends nobody
-        guard.attempt(run_out_of_memory if dist.get_rank() == 1 else lambda: model(torch.ones(1, 8)).sum())
+        guard.attempt(run_out_of_memory if dist.get_rank() == 1 else lambda: model(torch.ones(1, 8, device=accelerator.device)).sum())
         dist.barrier()
 
 

@@ -1,4 +1,4 @@
-"""Two processes joined by gloo, started once and given one function after the other.
+"""Two processes joined by gloo, or by NCCL on two GPUs, started once and given one function after the other.
 
 Nothing here imports torch: the children set their environment first.
 """
@@ -11,19 +11,22 @@ import traceback
 from collections.abc import Callable
 from contextlib import closing
 
-SECONDS = 90
-"""How long a function may take before its processes count as stuck."""
+SECONDS = {"gloo": 90, "nccl": 240}
+"""How long a function may take before its processes count as stuck; on GPUs Muon is compiled first."""
 
 
 class TwoProcesses:
     """A pool of two ranks. Functions are given by name, so they have to be at the top of a module."""
+
+    def __init__(self, backend: str = "gloo"):
+        self.backend = backend
 
     def __enter__(self) -> "TwoProcesses":
         context, port = multiprocessing.get_context("spawn"), free_port()
         self.pipes, self.children = [], []
         for rank in range(2):
             ours, theirs = context.Pipe()
-            child = context.Process(target=serve, args=(theirs, rank, port), daemon=True)
+            child = context.Process(target=serve, args=(theirs, rank, port, self.backend), daemon=True)
             child.start()
             self.pipes.append(ours)
             self.children.append(child)
@@ -44,17 +47,21 @@ class TwoProcesses:
         return [result for _, result in results]
 
     def _receive(self, pipe) -> tuple[bool, object]:
-        if not pipe.poll(SECONDS):
-            return True, f"no answer within {SECONDS} seconds"
+        if not pipe.poll(SECONDS[self.backend]):
+            return True, f"no answer within {SECONDS[self.backend]} seconds"
         return pickle.loads(pipe.recv_bytes())
 
 
-def serve(pipe, rank: int, port: int) -> None:
+def serve(pipe, rank: int, port: int, backend: str) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", OMP_NUM_THREADS="1")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if backend == "gloo":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     import torch.distributed
 
-    torch.distributed.init_process_group("gloo")
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+    torch.distributed.init_process_group(backend)
     while True:
         function, args, kwargs = pickle.loads(pipe.recv_bytes())
         try:
