@@ -1,11 +1,13 @@
 """accelerate reads the launch configurations, and launches training with them."""
 
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import chatsft
+from chatsft.checkpoints import find_damage, list_checkpoints
 from tests.two_processes import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -106,6 +109,23 @@ def test_the_quickstart_trains_under_accelerate_launch(tmp_path, processes, opti
     assert len(list(tmp_path.glob("checkpoint-3/rng_state*.pth"))) == processes
     weights = load_file(tmp_path / "model.safetensors")
     assert any((weights[name] != start).any() for name, start in load_file(ROOT / "recipes/quickstart/model.safetensors").items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("told", "code"), [("launcher", 1), ("one process", 0)])
+def test_sigterm_ends_a_launch_with_a_checkpoint(tmp_path, told, code):
+    options = ["--config_file", "accelerate_configs/cpu.yaml", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    words = [*options, *QUICKSTART, "max_steps=1000", "num_train_epochs=1000", "eval_on_start=false", f"output_dir={tmp_path}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "accelerate.commands.launch", *words, "logging_steps=1"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as launcher:
+        next(line for line in launcher.stdout if line.startswith("Step 00004"))
+        children = psutil.Process(launcher.pid).children()
+        os.kill(launcher.pid if told == "launcher" else children[1].pid, signal.SIGTERM)
+        launcher.stdout.read()
+        assert launcher.wait() == code
+    assert find_damage(list_checkpoints(tmp_path)[0]) is None
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 @pytest.mark.slow
