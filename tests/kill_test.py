@@ -3,7 +3,8 @@
     python -m tests.kill_test [--kills 20] [--seed 0]
 
 Every life gets `resume_from_checkpoint=true` and a SIGKILL at a random moment: while it loads, in a step, in the middle of a checkpoint.
-It writes one after every step. At the end all losses, all other figures of the log and all weights are compared bit by bit.
+It writes one after every step. Kills while it loads are on top of the number wanted. At the end all losses, all other figures of the log
+and all weights are compared bit by bit.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from chatsft.checkpoints import STAGING, find_damage, list_checkpoints
+from chatsft.model_card import RECIPE_FILE
 from tests.interrupted import finish, start
 
 TIMINGS = {"tokens_per_second", "memory_gib", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
@@ -31,17 +33,19 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     generator = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
-        straight, kills, runs, moments = Path(folder) / "straight", 0, 0, {"loading or in a step": 0, "writing a checkpoint": 0}
+        straight, kills, runs, moments = Path(folder) / "straight", 0, 0, dict.fromkeys(("loading", "in a step", "writing a checkpoint"), 0)
         time_life(straight)  # starts the server and fills caches
         whole_life = time_life(Path(folder) / "timed")
         compare(straight, Path(folder) / "timed")
         while kills < options.kills:
             runs += 1
             output = Path(folder) / f"killed-{runs}"
-            kills += kill_until_done(output, lambda: generator.uniform(0, 0.7 * whole_life), moments)
+            kill_until_done(output, lambda: generator.uniform(0, 0.7 * whole_life), moments)
+            kills = moments["in a step"] + moments["writing a checkpoint"]
             compare(straight, output)
     where = ", ".join(f"{number} while {moment}" for moment, number in moments.items())
-    print(f"{kills} kills in {runs} runs ({where}): every run ended with the losses, the log and the weights of one nobody killed")
+    print(f"{sum(moments.values())} kills in {runs} runs ({where})")
+    print("every run ended with the losses, the log and the weights of one nobody killed")
     return 0
 
 
@@ -53,21 +57,29 @@ def time_life(output: Path) -> float:
     return time.perf_counter() - begin
 
 
-def kill_until_done(output: Path, draw_seconds: Callable[[], float], moments: dict[str, int]) -> int:
-    """Give a run life after life, each of so many seconds, until one ends by itself; return the number of kills."""
-    kills, reached = 0, 0
+def kill_until_done(output: Path, draw_seconds: Callable[[], float], moments: dict[str, int]) -> None:
+    """Give a run life after life, each of so many seconds, until one ends by itself; count what the kills met."""
+    reached = 0
     while True:
+        birth = time.time()
         life = start(output, "resume_from_checkpoint=true", quiet=True)
         code = finish(life, draw_seconds())
         if code == 0:
-            return kills
+            return
         if code is not None:
             raise SystemExit(f"a resumed run ended with exit code {code}")
         life.kill()
         finish(life)
-        kills += 1
-        moments["writing a checkpoint" if (output / STAGING).exists() else "loading or in a step"] += 1
+        moments[what_was_met(output, birth)] += 1
         reached = check_progress(output, reached)
+
+
+def what_was_met(output: Path, birth: float) -> str:
+    """Tell what a life was doing when it was killed; the first thing that training does is to write recipe.yaml."""
+    if (output / STAGING).exists():
+        return "writing a checkpoint"
+    recipe = output / RECIPE_FILE
+    return "in a step" if recipe.exists() and recipe.stat().st_mtime >= birth else "loading"
 
 
 def check_progress(output: Path, reached: int) -> int:
