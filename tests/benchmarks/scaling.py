@@ -245,7 +245,9 @@ def main() -> None:
     elif options.part:
         run_part(options.part, options)
     else:
-        compare([result for part in options.parts for result in launch(part, options)])
+        results = [result for part in options.parts for result in launch(part, options)]
+        compare(results)
+        sys.exit({result["part"] for result in results} != set(options.parts))
 
 
 if __name__ == "__main__":
