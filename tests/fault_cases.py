@@ -1,6 +1,7 @@
 """What two processes do for test_faults: meet faults, be told to stop, and go on with what one process has left."""
 
 import os
+import resource
 import signal
 from pathlib import Path
 from unittest import mock
@@ -158,6 +159,26 @@ def run_until_sigterm(folder: Path) -> dict:
     trainer = build_trainer(folder, build_rows(ROWS), trainer_class=StoppedTrainer, generation=2026)
     trainer.train()
     return {"ending": trainer.ending, "global_step": trainer.state.global_step}
+
+
+class FullDiskTrainer(ChatTrainer):
+    """Write the checkpoint of the fourth step on a disk that is full, on the first process, which writes most."""
+
+    def _save_checkpoint(self, model, trial) -> None:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if (self.state.global_step, self.args.process_index) == (4, 0):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def run_on_a_full_disk(folder: Path) -> list[int]:
+    forget_state()
+    trainer = build_trainer(folder, build_rows(ROWS), trainer_class=FullDiskTrainer, save_strategy="steps", save_steps=2)
+    trainer.train()
+    return [log["step"] for log in trainer.state.log_history if "unsaved_checkpoint" in log]
 
 
 def resume(folder: Path) -> list[float]:

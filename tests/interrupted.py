@@ -11,11 +11,12 @@ from unittest import mock
 from tests.model.oracle import FIXTURES
 
 ROOT = Path(__file__).parent.parent
+CONVERSATIONS = FIXTURES / "train_v1" / "conversations.jsonl"
 SETTINGS = [
     *(f"model_name_or_path={FIXTURES}/model_v1/mha", f"tokenizer_path={FIXTURES}/tokenizer/v1_512", "max_length=128", "packing=true"),
     *("loss_average=token", "target_examples_per_step=4", "per_device_train_batch_size=2", "eval_strategy=no", "eval_on_start=false"),
     *("max_steps=12", "eval_mixture=null", "save_strategy=steps", "save_steps=1", "save_total_limit=2"),
-    f"train_mixture=[{{path: {FIXTURES}/train_v1/conversations.jsonl}}]",
+    f"train_mixture=[{{path: {CONVERSATIONS}, stop: 20}}, {{path: {CONVERSATIONS}, start: 20, repeat: 2}}]",
 ]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["chatsft.train", "tests.interrupted"])

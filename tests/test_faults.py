@@ -16,6 +16,7 @@ from tests.fault_cases import (
     SHARDED_CASES,
     resume,
     run_case,
+    run_on_a_full_disk,
     run_on_after_sigterm,
     run_sharded_case,
     run_sharded_on_after_sigterm,
@@ -99,6 +100,12 @@ def test_two_processes_go_on_after_sigterm_with_the_same_trainer(two_processes, 
 def test_a_trainer_whose_model_is_sharded_does_not_train_again(two_processes, tmp_path):
     for error in two_processes.run(run_sharded_on_after_sigterm, tmp_path):
         assert error.endswith("Make a new trainer.")
+
+
+def test_a_full_disk_on_one_process_leaves_both_their_earlier_checkpoint(two_processes, tmp_path):
+    assert two_processes.run(run_on_a_full_disk, tmp_path) == [[4]] * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-6"]
+    assert [find_damage(path) for path in tmp_path.iterdir()] == [None, None]
 
 
 def test_two_processes_go_on_with_what_one_has_left(two_processes, one_process, tmp_path):
