@@ -89,13 +89,13 @@ class Decoder:
 
     def _fill(self, slots: list[int], prompts: list[list[int]]) -> None:
         """Run prompts through the model, padded on the right, where a causal model never looks and rows overwrite."""
-        width, device = max(map(len, prompts)), self.slots.fields.device
-        ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts], device=device)
-        self.cache.filling = torch.tensor(slots, device=device)
+        width = max(map(len, prompts))
+        ids = self.slots.upload([prompt + [0] * (width - len(prompt)) for prompt in prompts])
+        self.cache.filling = self.slots.upload(slots)
         try:
             self.model.model(
                 input_ids=ids,
-                position_ids=torch.arange(width, device=device)[None],
+                position_ids=torch.arange(width, device=ids.device)[None],
                 attention_mask=window_masks(self.model.config, ids[..., None].to(compute_dtype(self.model)), None, None, None),
                 past_key_values=self.cache,
                 use_cache=True,

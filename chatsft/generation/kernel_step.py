@@ -1,5 +1,6 @@
 """One decoding step of a nanochat GPT as a chain of kernels over fixed buffers, captured in CUDA graphs."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -82,6 +83,10 @@ class Launch:
         self.kernel[self.grid](*self.tensors, **self.constants, launch_pdl=self.constants["EARLY"])
 
 
+_capturing = threading.Lock()
+"""Two captures at once would share a random generator, which takes part in one at a time."""
+
+
 class KernelStep:
     """The step over one cache.
 
@@ -99,7 +104,8 @@ class KernelStep:
         if sampling not in self.graphs:
             if len(self.graphs) == MAX_GRAPHS:
                 self.graphs.clear()
-            self.graphs[sampling] = self._capture(sampling)
+            with _capturing:
+                self.graphs[sampling] = self._capture(sampling)
         for _ in range(num_steps // STEPS_A_GRAPH):
             self.graphs[sampling].replay()
 
@@ -117,7 +123,7 @@ class KernelStep:
             self.once(sampling)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may load data meanwhile
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):  # other threads may work meanwhile
             for _ in range(STEPS_A_GRAPH):
                 self.once(sampling)
         self.slots.fields.copy_(fields)
@@ -138,7 +144,8 @@ class KernelChain:
         self.splits = self._num_splits()
         self.early = {"EARLY": EARLY_LAUNCH and _can_launch_early(self.device)}
         pairs = self.num_rows * self.config.num_attention_heads
-        self.parts = [torch.empty(pairs * self.splits * n, device=self.device) for n in (_power(self.config.head_dim), 1, 1)]
+        sizes = (pairs * self.splits * n for n in (_power(self.config.head_dim), 1, 1))
+        self.parts = [torch.empty(size, dtype=torch.float32, device=self.device) for size in sizes]
         self.arrived = torch.zeros(pairs, dtype=torch.int32, device=self.device)
         with torch.no_grad():
             angles = rotary_embeddings(torch.arange(cache.slots.capacity, device=self.device), self.config)

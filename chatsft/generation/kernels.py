@@ -134,15 +134,19 @@ def project(
         acc *= acc
     if RESIDUAL:
         acc = acc.to(out.dtype.element_ty).to(tl.float32) + _load(out, place, inside)
+        before = acc
         if SAVE_MIDDLE:
             tl.store(middle + place, acc, mask=inside)
+        elif BACKOUT:
+            before = _load(middle, place, inside)
         if BACKOUT:
-            acc -= _number(backout_lambda) * _load(middle, place, inside)
+            acc -= _number(backout_lambda) * before
         if RESCALE:
             acc = _number(resid_lambda) * acc + _number(x0_lambda) * _load(initial, place, inside)
+    if out.dtype.element_ty != x.dtype.element_ty:  # float32 logits, rounded first as the model's are
+        acc = acc.to(x.dtype.element_ty).to(tl.float32)
     if SOFTCAP > 0:
-        scaled = acc.to(x.dtype.element_ty).to(tl.float32) / SOFTCAP  # rounded first, as the model's logits are
-        acc = SOFTCAP * (2.0 * tl.sigmoid(2.0 * scaled) - 1.0)
+        acc = SOFTCAP * (2.0 * tl.sigmoid(2.0 * acc / SOFTCAP) - 1.0)
     tl.store(out + place, acc, mask=inside)
 
 

@@ -38,23 +38,23 @@ class Slots:
         self.fields[HALTED] = 1
         self.fields[STEPS] = 0
         self.stops.zero_()
-        self.stops[self._upload([token for token in stops if 0 <= token < len(self.stops)])] = True
+        self.stops[self.upload([token for token in stops if 0 <= token < len(self.stops)])] = True
 
     def start(self, slots: list[int], prompts: list[list[int]], ends: list[int]) -> None:
         """Put rows whose prompts are cached, all but the last token, into slots and let them run."""
         columns = [
             [prompt[-1], prompt[-2] if len(prompt) > 1 else 0, len(prompt) - 1, end, 0] for prompt, end in zip(prompts, ends, strict=True)
         ]
-        places = self._upload(slots)
-        self.fields[:STEPS, places] = self._upload(columns).T.to(torch.int32)
+        places = self.upload(slots)
+        self.fields[:STEPS, places] = self.upload(columns).T.to(torch.int32)
         self.planned[places] = -1
 
     def resume(self, plans: dict[int, tuple[int, list[int]]]) -> None:
         """Let halted rows go on, each with the ids that are planned for it from a position on."""
         for slot, (position, ids) in plans.items():
             ids = ids[: self.capacity - position]
-            self.planned[slot, position : position + len(ids)] = self._upload(ids).to(torch.int32)
-        self.fields[HALTED].index_fill_(0, self._upload(list(plans)), 0)
+            self.planned[slot, position : position + len(ids)] = self.upload(ids).to(torch.int32)
+        self.fields[HALTED].index_fill_(0, self.upload(list(plans)), 0)
 
     def advance(self, chosen: torch.Tensor) -> None:
         """Take in the tokens that the model chose: the one statement of what a step does to a row."""
@@ -71,8 +71,10 @@ class Slots:
         halted.copy_(~runs | halts)
         steps.add_(1)
 
-    def _upload(self, values: list) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self.fields.device)
+    def upload(self, values: list) -> torch.Tensor:
+        """Copy numbers to the device behind the steps that are under way, without waiting for those."""
+        device = self.fields.device
+        return torch.tensor(values, dtype=torch.long, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 class SlotCache(Cache):
