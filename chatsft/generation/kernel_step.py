@@ -79,8 +79,9 @@ class Launch:
     tensors: tuple[torch.Tensor, ...]
     constants: dict[str, bool | float]
 
-    def __call__(self) -> None:
-        self.kernel[self.grid](*self.tensors, **self.constants, launch_pdl=self.constants["EARLY"])
+    def __call__(self) -> object:
+        """Launch it; return what Triton compiled."""
+        return self.kernel[self.grid](*self.tensors, **self.constants, launch_pdl=self.constants["EARLY"])
 
 
 _capturing = threading.Lock()

@@ -1,5 +1,6 @@
 """On a GPU: the captured kernels generate what transformers' loop and the model's own forward pass do."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -184,8 +185,29 @@ def test_steps_wait_for_nothing():
         torch.cuda.set_sync_debug_mode("error")
         try:
             workspace.kernels(Sampling(1.0, 5), 4 * STEPS_A_GRAPH)
+            workspace.slots.resume({1: (30, [7, 8]), 0: (40, [])})
+            workspace.slots.start([2], random_prompts([5]), [200])
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    assert workspace.slots.planned[1, 30:32].tolist() == [7, 8]
+
+
+def test_two_models_begin_to_answer_at_once():
+    models, prompts = [build_model(year).cuda() for year in YEARS], random_prompts(LENGTHS)
+    expected = [generate_rows(model, prompts, 40) for model in models]
+    release_workspaces()
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda model: generate_rows(model, prompts, 40), models)) == expected
+        release_workspaces()
+        drawn = pool.map(lambda model: decode_rows(model, prompts, max_new_tokens=9, ending=set(), sampling=Sampling(1.0, 5)), models)
+        assert [len(row) for rows in drawn for row in rows] == [9] * 2 * len(prompts)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_a_model_on_another_gpu_is_captured_there():
+    prompts = random_prompts(LENGTHS)
+    expected = generate_rows(build_model("2026").cuda(), prompts, 20)
+    assert generate_rows(build_model("2026").to("cuda:1"), prompts, 20) == expected
 
 
 def test_a_text_streamer_prints_a_single_completion(tokenizer, capsys):
