@@ -110,7 +110,7 @@ def generate_completions(
     Args:
         prompts: token ids, each as `tokenizer.render_for_completion` gives them. One that leaves no room in the context loses its
             beginning, which is counted in the log.
-        max_new_tokens: most tokens of a completion, forced ones included.
+        max_new_tokens: most tokens of a completion, forced ones included; 0 gives empty ones.
         temperature: 0 is greedy.
         top_k: sample among the most likely tokens; 0 or None is all of them.
         num_samples: completions per prompt.
@@ -126,9 +126,13 @@ def generate_completions(
 
     Returns:
         For each prompt its completions: generated ids without the prompt and, unless `keep_end`, without the token that ended the row.
+
+    Raises:
+        ValueError: on a number that is too small, and on a prompt that is not a list of ids that the model knows.
     """
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}; it may be 0 (greedy) or more.")
+    _check_at_least(0, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k or 0)
+    _check_at_least(1, num_samples=num_samples, batch_size=1 if batch_size is None else batch_size)
+    _check_prompts(prompts, model.config.get_text_config().vocab_size)
     sampling = Sampling(temperature, top_k or 0)
     penalties = penalty_options(repetition_penalty, exponential_decay_length_penalty)
     if pixel_values is not None:
@@ -141,6 +145,8 @@ def generate_completions(
     complete = partial(_generate, options=penalties | ({} if pixel_values is None else {"pixel_values": pixel_values.to(model.device)}))
     if can_decode(model) and not penalties and pixel_values is None:
         complete = _decode
+    if max_new_tokens == 0:
+        return [[[] for _ in range(num_samples)] for _ in prompts]
     with _random_state(seed, model.device):
         generated = complete(model, tokenizer, ordered, ending, max_new_tokens, sampling, batch_size or len(rows), streamer)
     completions = [[] for _ in prompts]
@@ -160,6 +166,24 @@ def context_length(config: PreTrainedConfig) -> int:
     return getattr(config.get_text_config(), "max_position_embeddings", None) or UNLIMITED
 
 
+def _check_at_least(lowest: int, **numbers: float) -> None:
+    for name, number in numbers.items():
+        if not number >= lowest:  # NaN neither
+            raise ValueError(f"{name} is {number}; it may be {lowest} or more.")
+
+
+def _check_prompts(prompts: Sequence[list[int]], vocab_size: int) -> None:
+    """Refuse what the model cannot look up; on a GPU it would end the process, or be read from elsewhere in memory."""
+    for index, prompt in enumerate(prompts):
+        if not (isinstance(prompt, list) and prompt and all(isinstance(token, int) for token in prompt)):
+            raise ValueError(f"Prompt {index} is {reprlib.repr(prompt)}; a prompt is a list of at least one token id.")
+        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
+            unknown = next(token for token in prompt if not 0 <= token < vocab_size)
+            raise ValueError(
+                f"Prompt {index} has the id {unknown}, and the model knows 0 to {vocab_size - 1}. Use the model's own tokenizer."
+            )
+
+
 def _check_images(prompts: Sequence[list[int]], max_tokens: int) -> None:
     if len(prompts) != 1 or len(prompts[0]) > max_tokens:
         sizes = ", ".join(str(len(prompt)) for prompt in prompts)
@@ -172,9 +196,6 @@ def _truncate_prompts(prompts: Sequence[list[int]], max_tokens: int) -> list[lis
     >>> _truncate_prompts([[1, 2, 3], [4]], 3)
     [[1, 2, 3], [4]]
     """
-    for index, prompt in enumerate(prompts):
-        if not (isinstance(prompt, list) and prompt and all(isinstance(token, int) for token in prompt)):
-            raise ValueError(f"Prompt {index} is {reprlib.repr(prompt)}; a prompt is a list of at least one token id.")
     num_long = sum(len(prompt) > max_tokens for prompt in prompts)
     if num_long:
         logger.warning("%d of %d prompts lost their beginning: only the last %d tokens fit.", num_long, len(prompts), max_tokens)

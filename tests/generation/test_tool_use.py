@@ -267,9 +267,31 @@ def test_a_prompt_that_is_no_list_of_ids_is_refused(case, model, tokenizer):
         generate_completions(model, tokenizer, [[1], prompt])
 
 
-def test_a_negative_temperature_is_refused(model, tokenizer):
-    with pytest.raises(ValueError, match="temperature is -1"):
-        generate_completions(model, tokenizer, [[1]], temperature=-1)
+@pytest.mark.parametrize(
+    ("name", "number", "lowest"),
+    [
+        ("temperature", -1, 0),
+        ("temperature", float("nan"), 0),
+        ("top_k", -1, 0),
+        ("max_new_tokens", -1, 0),
+        ("num_samples", 0, 1),
+        ("batch_size", 0, 1),
+    ],
+)
+def test_a_number_that_is_too_small_is_refused(name, number, lowest, model, tokenizer):
+    with pytest.raises(ValueError, match=f"{name} is {number}; it may be {lowest} or more"):
+        generate_completions(model, tokenizer, [[1]], **{name: number})
+
+
+@pytest.mark.parametrize("token", [-1, 4096])
+def test_an_id_that_the_model_does_not_know_is_refused(token, model, tokenizer):
+    with pytest.raises(ValueError, match=rf"Prompt 1 has the id {token}, and the model knows 0 to 4095. Use the model's own tokenizer."):
+        generate_completions(model, tokenizer, [[1], [2, token]])
+
+
+def test_no_new_tokens_give_empty_completions_of_any_model(model, tokenizer):
+    for any_model in (model, ScriptedModel([7])):
+        assert generate_completions(any_model, tokenizer, [[1], [2]], max_new_tokens=0, temperature=1, num_samples=2) == [[[], []]] * 2
 
 
 def test_no_prompts_give_no_completions(model, tokenizer):
