@@ -284,8 +284,8 @@ def test_two_processes_report_what_one_does(checkpoint, data_root, tmp_path):
 
 def test_generated_code_is_run_in_a_sandbox_that_is_named(checkpoint, tmp_path, capsys):
     output = tmp_path / "results.json"
-    arguments = [checkpoint, "--tasks", "HumanEval", "--data_root", PROBLEMS, "--max_new_tokens", "8", "--output", str(output)]
-    assert evaluation_program.main(arguments) == 0
+    arguments = [checkpoint, "--tasks", "HumanEval", "--data_root", PROBLEMS, "--max_problems", "8", "--max_new_tokens", "8"]
+    assert evaluation_program.main([*arguments, "--output", str(output)]) == 0
     assert "HumanEval runs the code it is given, in a sandbox of level" in capsys.readouterr().err
     problems = json.loads(output.read_text())["tasks"]["HumanEval"]["problems"]
     assert [problem["correct"] for problem in problems] == [[False]] * 8

@@ -7,10 +7,11 @@ import pytest
 from chatsft.execution import Sandbox, WeakSandboxError, find_sandbox, run_programs
 from chatsft.tasks import HumanEval
 from chatsft.tasks.humaneval import build_program, extract_imports, extract_program
+from tests.execution.sandboxes import STRONG, name
 from tests.tasks.fixtures import FIXTURES, load_fixture, write_lines
 
 RECORDED = load_fixture("humaneval.json")
-PROBLEMS = FIXTURES / "problems"  # eight of the published ones, those whose tests call more than the answer among them
+PROBLEMS = FIXTURES / "problems"
 
 
 @pytest.mark.parametrize("case", RECORDED["extract_program"], ids=lambda case: repr(case["text"])[:40])
@@ -45,16 +46,16 @@ def test_a_task_judges_one_answer_or_many():
     assert re.search("in a sandbox of level '(bubblewrap|namespaces|filters)'$", task.prepare_evaluation())
 
 
-def test_the_published_solutions_pass():
-    task = HumanEval(data_root=PROBLEMS)
-    answers = [(conversation, conversation["messages"][-1]["content"]) for conversation in task]
-    assert len(answers) == 8
-    assert [verdict.fault for verdict in task.run(answers)] == [None] * 8
+@pytest.mark.parametrize("sandbox", [*STRONG[:1], *(pytest.param(weaker, marks=pytest.mark.slow) for weaker in STRONG[1:])], ids=name)
+def test_all_published_solutions_pass(sandbox):
+    answers = [(conversation, conversation["messages"][-1]["content"]) for conversation in HumanEval(data_root=PROBLEMS)]
+    verdicts = run_programs([build_program(*answer) for answer in answers], sandbox)
+    assert [verdict.fault for verdict in verdicts] == [None] * 164
 
 
 def test_a_function_that_only_starts_as_the_prompt_does_fails():
     task = HumanEval(data_root=PROBLEMS)
-    assert task.evaluate_all([(conversation, conversation["messages"][0]["content"]) for conversation in task]) == [False] * 8
+    assert task.evaluate_all([(task[index], task[index]["messages"][0]["content"]) for index in range(8)]) == [False] * 8
 
 
 @pytest.mark.parametrize(
