@@ -23,6 +23,8 @@ PREFILL_TOKENS = 32_768
 MAX_SLOTS = 128
 SHARE_TO_KEEP = 1 / 16
 """Largest share of the device's memory that is kept between calls."""
+CAPTURING = "transformers.utils.output_capturing"
+"""Where the hooks come from that stay in a model once asked for its hidden states, and do nothing unless asked again."""
 ATTENTIONS = (*VARLEN, "sdpa", "eager")
 """Attention implementations that add a mask of numbers to their scores."""
 
@@ -189,10 +191,15 @@ def _parts_to_fill(lengths: list[int]) -> list[list[int]]:
 
 def has_plain_weights(model: GPTForCausalLM) -> bool:
     """Say whether every matrix is a plain one, without adapters or quantization, and nobody hooked into the forward pass."""
-    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+    hooks = [hook for module in model.modules() for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())]
+    if any(hook.__module__ != CAPTURING for hook in hooks):
         return False
-    kinds = {type(module) for layer in model.model.layers for module in (*layer.self_attn.children(), *layer.mlp.children())}
-    return kinds == {nn.Linear} and type(model.lm_head) is GPTHead
+    trunk = model.model
+    matrices = [matrix for layer in trunk.layers for matrix in (*layer.self_attn.children(), *layer.mlp.children())]
+    matrices += [trunk.smear_gate] if model.config.smear else []
+    tables = [trunk.embed_tokens, *trunk.value_embeddings.values()]
+    kinds = {type(matrix) for matrix in matrices}, {type(table) for table in tables}, type(model.lm_head)
+    return kinds == ({nn.Linear}, {nn.Embedding}, GPTHead)
 
 
 def _addresses(model: nn.Module) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from transformers import GenerationConfig, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
+from chatsft.evaluation.model_copy import copy_for_evaluation
 from chatsft.generation import decode_loop, decoder
 from chatsft.generation.custom_generate import _is_shared, decode
 from chatsft.generation.decode_loop import DecodeLoop, Row, decode_rows
@@ -20,6 +21,7 @@ from chatsft.generation.sampling import Sampling
 from chatsft.generation.slots import LENGTH, Slots
 from chatsft.generation.tool_state import ControlTokens, ToolCallState
 from chatsft.generation.tool_use import ToolUseProcessor
+from chatsft.model.loading import load_chat_model
 from chatsft.model.nanochat_checkpoint import load_nanochat_model
 from tests.generation.models import build_model, random_prompts
 from tests.generation.test_tool_use import ENGINE, GENERATIONS, SCRIPTED, expected_tokens
@@ -328,9 +330,27 @@ def test_the_kernels_serve_plain_weights_alone(generation):
     hook = model.model.layers[0].register_forward_hook(lambda *call: None)
     assert not has_plain_weights(model)
     hook.remove()
+    model(torch.tensor([[1, 2]]), output_hidden_states=True)  # transformers leaves hooks behind
+    assert model.model.layers[0]._forward_hooks
     assert has_plain_weights(model)
-    model.model.layers[1].mlp.up_proj = torch.nn.Sequential(model.model.layers[1].mlp.up_proj)
-    assert not has_plain_weights(model)
+    wrapped = [(model.model.layers[1].mlp, "up_proj"), (model.model, "embed_tokens"), (model, "lm_head")]
+    wrapped += [(model.model, "smear_gate"), (model.model.value_embeddings, "2")] if generation == "2026" else []
+    for parent, name in wrapped:  # as adapters do
+        module = parent.get_submodule(name)
+        parent.register_module(name, torch.nn.Sequential(module))
+        assert not has_plain_weights(model)
+        parent.register_module(name, module)
+    assert has_plain_weights(model)
+
+
+def test_the_kernels_serve_the_models_that_are_loaded_and_evaluated(tmp_path, tokenizer):
+    trained = build_model("2026", vocab_size=4096).train()
+    trained.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    prepared = Accelerator(cpu=True, mixed_precision="bf16").prepare(trained)
+    loaded, _ = load_chat_model(tmp_path, device=torch.device("cpu"), dtype=torch.bfloat16)
+    for model in (loaded, copy_for_evaluation(prepared, torch.bfloat16)):
+        assert can_decode(model) and has_plain_weights(model)
 
 
 def test_a_call_uses_the_workspace_of_the_one_before_until_it_is_too_small():

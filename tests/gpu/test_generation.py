@@ -132,6 +132,7 @@ def test_waiting_rows_take_the_slots_of_those_that_ended(year):
 
 def test_samples_repeat_with_a_seed_from_the_first_call_on(tokenizer):
     model = load_nanochat_model(ENGINE / "gen_model").to("cuda", torch.bfloat16).eval()
+    assert can_decode(model)
     options = {"max_new_tokens": 40, "temperature": 1.0, "top_k": 50, "num_samples": 8}
     prompts = [row["prompt_ids"] for row in GENERATIONS[:3]]
     before = torch.cuda.get_rng_state()
