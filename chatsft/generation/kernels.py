@@ -134,13 +134,10 @@ def project(
         acc *= acc
     if RESIDUAL:
         acc = acc.to(out.dtype.element_ty).to(tl.float32) + _load(out, place, inside)
-        before = acc
         if SAVE_MIDDLE:
             tl.store(middle + place, acc, mask=inside)
-        elif BACKOUT:
-            before = _load(middle, place, inside)
-        if BACKOUT:
-            acc -= _number(backout_lambda) * before
+        if BACKOUT:  # the one layer of a model is its middle too
+            acc -= _number(backout_lambda) * (acc if SAVE_MIDDLE else _load(middle, place, inside))
         if RESCALE:
             acc = _number(resid_lambda) * acc + _number(x0_lambda) * _load(initial, place, inside)
     if out.dtype.element_ty != x.dtype.element_ty:  # float32 logits, rounded first as the model's are

@@ -132,21 +132,15 @@ def generate_completions(
     """
     _check_at_least(0, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k or 0)
     _check_at_least(1, num_samples=num_samples, batch_size=1 if batch_size is None else batch_size)
-    _check_prompts(prompts, model.config.get_text_config().vocab_size)
     sampling = Sampling(temperature, top_k or 0)
     penalties = penalty_options(repetition_penalty, exponential_decay_length_penalty)
-    if pixel_values is not None:
-        _check_images(prompts, max_prompt_tokens(model.config, max_new_tokens))
-    prompts = _truncate_prompts(prompts, max_prompt_tokens(model.config, max_new_tokens))
+    prompts = _fit_prompts(prompts, model.config, max_new_tokens, has_images=pixel_values is not None)
     num_draws = num_samples if temperature else 1
     rows = sorted((index for index in range(len(prompts)) for _ in range(num_draws)), key=lambda index: -len(prompts[index]))
     ordered = [prompts[index] for index in rows]
     ending = Ending.of(tokenizer, ends)
-    complete = partial(_generate, options=penalties | ({} if pixel_values is None else {"pixel_values": pixel_values.to(model.device)}))
-    if can_decode(model) and not penalties and pixel_values is None:
-        complete = _decode
-    if max_new_tokens == 0:
-        return [[[] for _ in range(num_samples)] for _ in prompts]
+    options = penalties | ({} if pixel_values is None else {"pixel_values": pixel_values.to(model.device)})
+    complete = _decode if can_decode(model) and not options else partial(_generate, options=options)
     with _random_state(seed, model.device):
         generated = complete(model, tokenizer, ordered, ending, max_new_tokens, sampling, batch_size or len(rows), streamer)
     completions = [[] for _ in prompts]
@@ -164,6 +158,14 @@ def max_prompt_tokens(config: PreTrainedConfig, max_new_tokens: int) -> int:
 def context_length(config: PreTrainedConfig) -> int:
     """Return the tokens that a model was made for; a recurrent one knows no such number."""
     return getattr(config.get_text_config(), "max_position_embeddings", None) or UNLIMITED
+
+
+def _fit_prompts(prompts: Sequence[list[int]], config: PreTrainedConfig, max_new_tokens: int, has_images: bool) -> list[list[int]]:
+    """Check the prompts and return what of them fits the context; one with images has to fit as it is."""
+    _check_prompts(prompts, config.get_text_config().vocab_size)
+    if has_images:
+        _check_images(prompts, max_prompt_tokens(config, max_new_tokens))
+    return _truncate_prompts(prompts, max_prompt_tokens(config, max_new_tokens))
 
 
 def _check_at_least(lowest: int, **numbers: float) -> None:
@@ -243,6 +245,8 @@ def _generate(
     options = {"max_new_tokens": max_new_tokens, "do_sample": sampling.temperature > 0, "num_beams": 1, "use_cache": True} | options
     if options["do_sample"]:
         options |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": 1.0}
+    if not max_new_tokens:  # which generate() refuses
+        return [[] for _ in prompts]
     generated = []
     for start in range(0, len(prompts), batch_size or 1):
         input_ids, attention_mask = _pad_left(prompts[start : start + batch_size], ending.pad)

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from chatsft.evaluation import EvaluationOptions, ProblemResult, evaluate_task, task_evaluation
+from chatsft.tasks import Task
 from tests.evaluation.recorded_model import load_model, load_tokenizer, recorded_task
 
 
@@ -38,8 +39,28 @@ def test_a_summary_is_in_problem_order_with_its_counts():
     assert report.pass_at == {1: 0.5}
 
 
-def test_a_task_without_problems_gives_an_empty_report():
-    report = task_evaluation.summarize("empty", [])
+@pytest.mark.parametrize("name", ["arc", "spellingbee"])
+def test_one_problem_leaves_a_second_rank_nothing_to_do(monkeypatch, name):
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(task_evaluation, "PartialState", lambda rank=rank: SimpleNamespace(process_index=rank, num_processes=2))
+        options = EvaluationOptions(max_problems=1, max_new_tokens=2)
+        shares.append(evaluate_task(name, recorded_task(name), load_model(), load_tokenizer(), options).num_problems)
+    assert shares == [1, 0]
+
+
+@pytest.mark.parametrize("kind", ["categorical", "generative"])
+def test_a_task_without_problems_gives_an_empty_report(kind):
+    class Empty(Task):
+        eval_type = kind
+
+        def num_examples(self) -> int:
+            return 0
+
+        def get_example(self, index: int) -> dict:
+            raise IndexError
+
+    report = evaluate_task("empty", Empty(), load_model(), load_tokenizer())
     assert (report.accuracy, report.num_problems, report.interval, report.pass_at) == (0.0, 0, (0.0, 1.0), {})
 
 
