@@ -129,7 +129,8 @@ class TraceReader:
         self.trace, self.num_steps = decoder.slots.trace, 0
         self.is_cuda = self.trace.device.type == "cuda"
         if self.is_cuda:  # two blocks are under way at most, a third buffer may still be read
-            self.buffers = deque(torch.empty(self.trace.shape, dtype=self.trace.dtype, pin_memory=True) for _ in range(3))
+            like = {"dtype": self.trace.dtype, "device": "cpu", "pin_memory": True}
+            self.buffers = deque(torch.empty(self.trace.shape, **like) for _ in range(3))
 
     def read(self, num_steps: int) -> Callable[[], list[list[int]]]:
         """Start copying the last `num_steps` lines; the function returned waits for them, one list of slots each."""

@@ -74,7 +74,8 @@ class Slots:
     def upload(self, values: list) -> torch.Tensor:
         """Copy numbers to the device behind the steps that are under way, without waiting for those."""
         device = self.fields.device
-        return torch.tensor(values, dtype=torch.long, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+        numbers = torch.tensor(values, dtype=torch.long, device="cpu", pin_memory=device.type == "cuda")
+        return numbers.to(device, non_blocking=True)
 
 
 class SlotCache(Cache):

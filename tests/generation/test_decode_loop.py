@@ -423,6 +423,14 @@ def test_under_autocast_the_cache_is_held_in_its_dtype():
     assert torch.equal(stock, ours)
 
 
+def test_a_default_device_changes_nothing(model):
+    prompts = random_prompts(LENGTHS)
+    expected = generate(model, prompts, 12)
+    release_workspaces()
+    with torch.device("meta"):  # where nothing could be read back
+        assert generate(model, prompts, 12) == expected
+
+
 def test_no_prompts_and_no_tokens_give_nothing(model):
     assert generate(model, [], 5) == []
     assert generate(model, [[1]], 0) == [[]]

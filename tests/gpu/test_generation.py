@@ -204,6 +204,14 @@ def test_two_models_begin_to_answer_at_once():
         assert [len(row) for rows in drawn for row in rows] == [9] * 2 * len(prompts)
 
 
+def test_a_default_device_changes_nothing():
+    model, prompts = build_model("2026").cuda(), random_prompts(LENGTHS)
+    expected = generate_rows(model, prompts, 20)
+    release_workspaces()
+    with torch.device("cuda"):
+        assert generate_rows(model, prompts, 20) == expected
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
 def test_a_model_on_another_gpu_is_captured_there():
     prompts = random_prompts(LENGTHS)
