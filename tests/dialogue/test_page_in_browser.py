@@ -183,8 +183,9 @@ def test_the_answer_streams_and_stops_where_it_is_told(browser, slow_address):
     find(browser, "#message textarea")[0].send_keys("typed meanwhile")
     find(browser, "#message .stop-button")[0].click()
     wait_for(browser, is_idle)
+    time.sleep(1)  # what was on its way may still be drawn
     stopped = read_dialogue(browser, "bot")
-    time.sleep(1)
+    time.sleep(2)
     assert read_dialogue(browser, "bot") == stopped != []
     assert find(browser, "#message textarea")[0].get_property("value") == "typed meanwhile"
 
