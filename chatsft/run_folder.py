@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from accelerate.utils.modeling import is_peft_model
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -18,6 +17,7 @@ from chatsft.model_card import CURVES, IMAGE_USE, RECIPE_FILE, TEXT_USE, recipe_
 from chatsft.nanochat_origin import Origin
 from chatsft.recipe import Recipe
 from chatsft.resumable_trainer import ResumableTrainer
+from chatsft.trainer import without_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +103,6 @@ def save_card(
     if curves is not None:
         logs = [{key: log[key] for key in ("step", *curves.values()) if key in log} for log in logs]
     name = trainer.hub_model_id if trainer.hub_model_id and folder == trainer.args.output_dir else folder
-    model = trainer.model.get_base_model() if is_peft_model(trainer.model) else trainer.model
+    model = without_adapter(trainer.model)
     use = IMAGE_USE if reads_images(model) else TEXT_USE
     save_model_card(folder, recipe, row_counts, logs, name, isinstance(model, GPTForCausalLM), curves or CURVES, use, is_adapter)
