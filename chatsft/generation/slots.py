@@ -38,7 +38,7 @@ class Slots:
         self.fields[HALTED] = 1
         self.fields[STEPS] = 0
         self.stops.zero_()
-        self.stops[self.upload([token for token in stops if 0 <= token < len(self.stops)])] = True
+        self.stops.index_fill_(0, self.upload([token for token in stops if 0 <= token < len(self.stops)]), True)
 
     def start(self, slots: list[int], prompts: list[list[int]], ends: list[int]) -> None:
         """Put rows whose prompts are cached, all but the last token, into slots and let them run."""
@@ -47,7 +47,7 @@ class Slots:
         ]
         places = self.upload(slots)
         self.fields[:STEPS, places] = self.upload(columns).T.to(torch.int32)
-        self.planned[places] = -1
+        self.planned.index_fill_(0, places, -1)  # a number assigned by an index would be copied to the device, and waited for
 
     def resume(self, plans: dict[int, tuple[int, list[int]]]) -> None:
         """Let halted rows go on, each with the ids that are planned for it from a position on."""

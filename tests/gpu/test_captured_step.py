@@ -16,7 +16,7 @@ from tests.tiny_training import everything_that_an_update_changes, losses
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 
 
-def train(folder, generation: str, callbacks: tuple = (), **settings) -> ChatTrainer:
+def train(folder, generation: str, callbacks: list[TrainerCallback] | None = None, **settings) -> ChatTrainer:
     torch._dynamo.reset()
     model = build(generation, "varlen")
     prepare_attention(model, "varlen", packing=True)
@@ -76,7 +76,7 @@ class NoWaiting(TrainerCallback):
 @pytest.mark.parametrize("scope", ["layer", "step"])
 def test_no_step_waits_for_the_device(tmp_path, generation, scope):
     try:
-        trainer = train(tmp_path, generation, (NoWaiting(),), compile_scope=scope, logging_steps=12)
+        trainer = train(tmp_path, generation, [NoWaiting()], compile_scope=scope, logging_steps=12)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(losses(trainer)) == 1

@@ -5,6 +5,8 @@ from functools import partial
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import TextStreamer
 
 from chatsft.generation import kernel_step
@@ -25,6 +27,7 @@ from tests.generation.test_tool_use import CALLING, ENGINE, GENERATIONS, generat
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 WIDE = {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": None, "max_position_embeddings": 512}
 YEARS = ["2025", "2026"]
+TRANSFORMERS = Version(transformers.__version__)
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +118,12 @@ def test_tools_are_called_as_by_nanochat(dtype, max_rows, tokenizer):
     assert generated == [row["generated_ids"] for row in rows]
 
 
-@pytest.mark.parametrize("cache", ["static", "offloaded", "offloaded_static"])
+OFFLOADED = pytest.param(
+    "offloaded", marks=pytest.mark.skipif(Version("5.20") > TRANSFORMERS, reason="its prefetch overtakes the step before 5.20")
+)
+
+
+@pytest.mark.parametrize("cache", ["static", OFFLOADED, "offloaded_static"])
 def test_transformers_loop_calls_tools_with_caches_that_need_a_gpu(cache, tokenizer):
     model = load_nanochat_model(ENGINE / "gen_model").to("cuda").eval()
     assert generate_with_tools(model, tokenizer, CALLING, cache_implementation=cache) == CALLING["generated_ids"]
@@ -133,7 +141,7 @@ def test_waiting_rows_take_the_slots_of_those_that_ended(year):
 def test_samples_repeat_with_a_seed_from_the_first_call_on(tokenizer):
     model = load_nanochat_model(ENGINE / "gen_model").to("cuda", torch.bfloat16).eval()
     assert can_decode(model)
-    options = {"max_new_tokens": 40, "temperature": 1.0, "top_k": 50, "num_samples": 8}
+    options = {"max_new_tokens": 40, "temperature": 2.0, "top_k": 50, "num_samples": 8}
     prompts = [row["prompt_ids"] for row in GENERATIONS[:3]]
     before = torch.cuda.get_rng_state()
     first, again, other = (generate_completions(model, tokenizer, prompts, seed=seed, **options) for seed in (1, 1, 2))

@@ -306,6 +306,7 @@ def test_muon_refuses_a_vector():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # the compiler recommends TF32
 @pytest.mark.parametrize("rule", RULES)
 def test_cuda_steps_equal_cpu_steps(rule):
     shapes = [(6, 9), (6, 9), (9, 6), (5,), (7, 2)]
