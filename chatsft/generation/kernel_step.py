@@ -22,30 +22,42 @@ except ImportError:  # comes with torch for CUDA; elsewhere the model's own forw
 STEPS_A_GRAPH = 4
 MAX_GRAPHS = 8
 """Ways to sample that graphs are kept for, each with memory of its own."""
-EARLY_LAUNCH = False
-"""Start every kernel while the one before still runs, to fetch its weights, and let it wait there (Hopper and later)."""
 PROGRAMS = 1024
 """Attention splits the cached keys until it has about so many programs, eight for each multiprocessor of an H100 or H200."""
 MAX_SPLITS = 16
-KEYS_AT_A_TIME = 32
+PREFETCH = True
 MIN_STAGES = 3
-NOTHING_AFTER = dict.fromkeys(("NORM", "SQUARED_RELU", "RESIDUAL", "SAVE_MIDDLE", "BACKOUT", "RESCALE"), False) | {"SOFTCAP": 0.0}
+LEAST_INPUTS = 16
+"""What a matrix unit takes at once."""
+NOTHING_AFTER = dict.fromkeys(("NORM", "SQUARED_RELU", "RESIDUAL", "SAVE_MIDDLE", "BACKOUT", "RESCALE", "LOGITS"), False) | {"SOFTCAP": 0.0}
 SHARED_BYTES = 96 * 1024
 """What the loads under way of one program may take of a multiprocessor's shared memory, 100 KiB on the smallest cards."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program of a matrix product works on at a time, with how many warps, and how many loads are on their way."""
+    """What one program of a matrix product works on at a time, and how many loads are on their way.
+
+    One row is multiplied without matrix units, by all warps together. Of several rows every warp takes its part of the inputs,
+    `num_inputs` at a time; with one part, four warps share the outputs and rows.
+    """
 
     num_outputs: int
     num_inputs: int
-    num_warps: int = 4
-    num_stages: int = 6
+    num_parts: int
+    num_stages: int = 4
+
+    @property
+    def num_warps(self) -> int:
+        return 4 if self.num_parts == 1 else self.num_parts
 
 
 # By number of outputs, up to: few outputs need narrow tiles, so that all multiprocessors read at once.
-TILES = {2560: Tile(16, 256), 16384: Tile(32, 128), 2**31: Tile(64, 128)}
+ROW_TILES = {4096: Tile(4, 1024, 4), 2**31: Tile(2, 512, 2)}
+LONG_ROW_TILE = Tile(4, 2048, 8)
+FEW_ROWS = 32
+TILES = {2560: Tile(16, 32, 8), 2**31: Tile(32, 32, 8)}
+MANY_ROWS_TILE = Tile(64, 64, 1)
 
 
 def has_kernels(device: torch.device) -> bool:
@@ -58,16 +70,34 @@ def choose_tile(num_rows: int, num_outputs: int, num_inputs: int, itemsize: int)
     """Return the tile for a product, narrowed along the inputs and with fewer loads under way until it fits into shared memory.
 
     >>> choose_tile(1, 3840, 1280, 2)
-    Tile(num_outputs=32, num_inputs=128, num_warps=4, num_stages=6)
-    >>> choose_tile(128, 1280, 5120, 2)
-    Tile(num_outputs=16, num_inputs=64, num_warps=4, num_stages=5)
+    Tile(num_outputs=4, num_inputs=1024, num_parts=4, num_stages=4)
+    >>> choose_tile(32, 1280, 5120, 2)
+    Tile(num_outputs=16, num_inputs=32, num_parts=8, num_stages=4)
     """
-    tile = next(tile for most, tile in TILES.items() if num_outputs <= most)
-    width = min(tile.num_inputs, max(16, _power(num_inputs)))
+    if num_rows == 1:
+        tile = LONG_ROW_TILE if num_inputs > 2048 else _by_outputs(ROW_TILES, num_outputs)
+        return replace(tile, num_inputs=min(tile.num_inputs, _power(num_inputs)))
+    tile = MANY_ROWS_TILE if num_rows > FEW_ROWS else _by_outputs(TILES, num_outputs)
     line = (_row_block(num_rows) + tile.num_outputs) * itemsize
-    while line * width * MIN_STAGES > SHARED_BYTES:
-        width //= 2
-    return replace(tile, num_inputs=width, num_stages=min(tile.num_stages, SHARED_BYTES // (line * width)))
+    most = min(_power(num_inputs), SHARED_BYTES // (MIN_STAGES * line))
+    width, parts = tile.num_inputs, tile.num_parts
+    while width * parts > most and (width > LEAST_INPUTS or parts > 1):
+        width, parts = (width // 2, parts) if width > LEAST_INPUTS else (width, parts // 2)
+    return Tile(tile.num_outputs, width, parts, max(1, min(tile.num_stages, SHARED_BYTES // (line * width * parts))))
+
+
+def _by_outputs(tiles: dict[int, Tile], num_outputs: int) -> Tile:
+    return next(tile for most, tile in tiles.items() if num_outputs <= most)
+
+
+def choose_splits(num_pairs: int) -> tuple[int, int]:
+    """Return among how many programs the cached keys of a row and head are divided, and how many keys each takes at a time.
+
+    >>> choose_splits(10), choose_splits(320), choose_splits(2000)
+    ((16, 32), (2, 16), (1, 16))
+    """
+    splits = max(1, min(MAX_SPLITS, _power(PROGRAMS // num_pairs + 1) // 2))
+    return splits, 32 if splits == MAX_SPLITS else 16
 
 
 @dataclass(frozen=True)
@@ -112,7 +142,8 @@ class KernelStep:
 
     def once(self, sampling: Sampling) -> None:
         """Launch one step, kernel by kernel."""
-        self.chain.advance(sampling.choose(self.chain.logits()))()
+        scores = self.chain.logits()
+        self.chain.advance(sampling.choose(scores) if sampling.temperature else None)()
 
     def _capture(self, sampling: Sampling) -> torch.cuda.CUDAGraph:
         """Compile by a run in which every row is halted, which moves nothing, then record; fields and random state stay as they were."""
@@ -142,10 +173,14 @@ class KernelChain:
         self.inner = self._buffer(self.config.intermediate_size)
         self.qkv = self._buffer((self.config.num_attention_heads + 2 * self.config.num_key_value_heads) * self.config.head_dim)
         self.scores = self._buffer(self.config.vocab_size, torch.float32)
-        self.splits = self._num_splits()
-        self.early = {"EARLY": EARLY_LAUNCH and _can_launch_early(self.device)}
+        self.tiles = self._tiles_of(self.config.hidden_size, self.config.hidden_size, model.dtype)
+        self.squares = torch.empty(self.tiles["TILES"], self.num_rows, dtype=torch.float32, device=self.device)
+        self.choice = self._tiles_of(self.config.vocab_size, self.config.hidden_size, model.dtype)
+        self.maxima = self._buffer(self.choice["TILES"], torch.float32)
+        self.early = {"EARLY": can_launch_early(self.device)}
         pairs = self.num_rows * self.config.num_attention_heads
-        sizes = (pairs * self.splits * n for n in (_power(self.config.head_dim), 1, 1))
+        self.splits, self.keys_at_a_time = choose_splits(pairs)
+        sizes = (pairs * self.splits * n for n in (2 * _power(self.config.head_dim // 2), 1, 1))
         self.parts = [torch.empty(size, dtype=torch.float32, device=self.device) for size in sizes]
         self.arrived = torch.zeros(pairs, dtype=torch.int32, device=self.device)
         with torch.no_grad():
@@ -159,11 +194,27 @@ class KernelChain:
             launch()
         return self.scores
 
-    def advance(self, chosen: torch.Tensor) -> Launch:
-        """Return what moves every row by the token chosen for it."""
+    def advance(self, chosen: torch.Tensor | None) -> Launch:
+        """Return what moves every row by the token chosen for it, without one by the likeliest."""
         slots = self.cache.slots
-        tensors = (slots.fields, slots.planned, slots.stops, slots.trace, chosen)
-        return Launch(kernels.advance, (self.num_rows,), tensors, {"M": self.num_rows, "CAPACITY": slots.capacity} | self.early)
+        tensors = (
+            slots.fields,
+            slots.planned,
+            slots.stops,
+            slots.trace,
+            slots.trace if chosen is None else chosen,
+            self.scores,
+            self.maxima,
+        )
+        constants = {
+            "M": self.num_rows,
+            "CAPACITY": slots.capacity,
+            "GREEDY": chosen is None,
+            "VOCABULARY": self.config.vocab_size,
+            "BLOCK_N": self.launches[-1].constants["BLOCK_N"],
+            "num_warps": max(1, min(16, self.choice["BLOCK_TILES"] // 512)),
+        }
+        return Launch(kernels.advance, (self.num_rows,), tensors, constants | self.choice | self.early)
 
     def _embed(self, model: GPTForCausalLM) -> Launch:
         trunk, config = model.model, self.config
@@ -175,6 +226,7 @@ class KernelChain:
             *self._lambdas(model, 0),
             self.initial,
             self.hidden,
+            self.squares,
         )
         constants = {
             "M": self.num_rows,
@@ -184,7 +236,7 @@ class KernelChain:
             "SMEAR_SIZE": config.smear_gate_size,
             "RESCALE": config.residual_scaling,
         }
-        return Launch(kernels.embed, (self.num_rows,), tensors, constants | self.early)
+        return Launch(kernels.embed, (self.num_rows,), tensors, constants | self.tiles | self.early)
 
     def _layers(self, model: GPTForCausalLM) -> list[Launch]:
         config, launches = self.config, []
@@ -211,7 +263,9 @@ class KernelChain:
         return launches
 
     def _head(self, model: GPTForCausalLM) -> Launch:
-        return self._project(self.hidden, [model.lm_head], self.scores, NORM=True, SOFTCAP=self.config.final_logit_softcapping or 0.0)
+        return self._project(
+            self.hidden, [model.lm_head], self.scores, NORM=True, LOGITS=True, SOFTCAP=self.config.final_logit_softcapping or 0.0
+        )
 
     def _project(
         self,
@@ -237,6 +291,8 @@ class KernelChain:
             self.initial,
             x if backout_lambda is None else backout_lambda,
             self.middle,
+            self.squares,
+            self.maxima,
         )
         constants = {
             "M": self.num_rows,
@@ -246,11 +302,19 @@ class KernelChain:
             "BLOCK_M": _row_block(self.num_rows),
             "BLOCK_N": tile.num_outputs,
             "BLOCK_K": tile.num_inputs,
+            "PARTS": tile.num_parts,
+            "PREFETCH": self._can_prefetch(tile, num_outputs, num_inputs, weights[0].element_size()),
             "num_warps": tile.num_warps,
             "num_stages": tile.num_stages,
         }
-        constants |= NOTHING_AFTER | after | self.early
+        constants |= NOTHING_AFTER | after | self.tiles | self.early
         return Launch(kernels.project, (-(-widest // tile.num_outputs), len(weights)), tensors, constants)
+
+    def _can_prefetch(self, tile: Tile, num_outputs: int, num_inputs: int, itemsize: int) -> bool:
+        """Say whether every thread can fetch whole units of 16 bytes; the head is so large that its programs would wait for themselves."""
+        pieces = 32 * tile.num_parts // tile.num_outputs
+        is_even = pieces > 0 and num_inputs % pieces == 0 and num_inputs // pieces * itemsize % 16 == 0
+        return PREFETCH and self.early["EARLY"] and self.num_rows > 1 and num_outputs < self.config.vocab_size and is_even
 
     def _attend(self, model: GPTForCausalLM, index: int) -> Launch:
         config, attention, slots = self.config, model.model.layers[index].self_attn, self.cache.slots
@@ -268,6 +332,7 @@ class KernelChain:
             self.attended,
             *self.parts,
             self.arrived,
+            self.squares,
         )
         constants = {
             "M": self.num_rows,
@@ -282,12 +347,14 @@ class KernelChain:
             "GATE_SIZE": config.value_embedding_gate_size,
             "GATE_RANGE": config.value_embedding_gate_range,
             "WIDTH": config.hidden_size,
-            "BLOCK_WIDTH": _power(config.hidden_size),
-            "BLOCK_D": _power(config.head_dim),
-            "BLOCK_T": KEYS_AT_A_TIME,
+            "BLOCK_GATE": _power(config.value_embedding_gate_size),
+            "BLOCK_H": _power(config.head_dim // 2),
+            "BLOCK_T": self.keys_at_a_time,
             "SPLITS": self.splits,
         }
-        return Launch(kernels.attend, (self.num_rows, config.num_attention_heads, self.splits), tensors, constants | self.early)
+        return Launch(
+            kernels.attend, (self.num_rows, config.num_attention_heads, self.splits), tensors, constants | self.tiles | self.early
+        )
 
     def _lambdas(self, model: GPTForCausalLM, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the residual factors of a layer, each a view of one number; placeholders where there are none."""
@@ -295,15 +362,17 @@ class KernelChain:
             return self.hidden, self.hidden
         return model.model.resid_lambdas[index:], model.model.x0_lambdas[index:]
 
-    def _num_splits(self) -> int:
-        wanted = PROGRAMS // (self.num_rows * self.config.num_attention_heads)
-        return max(1, min(MAX_SPLITS, 1 << wanted.bit_length() - 1 if wanted else 1))
+    def _tiles_of(self, num_outputs: int, num_inputs: int, dtype: torch.dtype) -> dict[str, int]:
+        """Return into how many tiles a product's outputs are divided, and the block that holds a number for each."""
+        width = choose_tile(self.num_rows, num_outputs, num_inputs, dtype.itemsize).num_outputs
+        return {"TILES": -(-num_outputs // width), "BLOCK_TILES": _power(-(-num_outputs // width))}
 
     def _buffer(self, width: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         return torch.empty(self.num_rows, width, dtype=dtype or self.dtype, device=self.device)
 
 
-def _can_launch_early(device: torch.device) -> bool:
+def can_launch_early(device: torch.device) -> bool:
+    """Say whether every kernel may start while the one before still runs, load its weights, and wait there (Hopper and later)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
@@ -317,4 +386,4 @@ def _power(size: int) -> int:
 
 
 def _row_block(num_rows: int) -> int:
-    return max(16, _power(num_rows))
+    return 1 if num_rows == 1 else max(16, _power(num_rows))

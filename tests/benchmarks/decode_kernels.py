@@ -16,7 +16,6 @@ from triton.runtime.errors import OutOfResources
 from chatsft.generation import kernel_step
 from chatsft.generation.decoder import Workspace
 from chatsft.generation.kernel_step import KernelChain, Launch, Tile
-from chatsft.generation.sampling import Sampling
 from chatsft.generation.slots import HALTED, LENGTH
 from tests.benchmarks.generation import build_ours
 
@@ -44,8 +43,12 @@ def microseconds(launches: list[Launch], repeats: int = 20) -> float:
 
 
 def tiles(rows: int) -> list[Tile]:
-    every = (Tile(*sizes) for sizes in itertools.product((16, 32, 64), (128, 256), (4, 8), (3, 4, 6)))
-    return [tile for tile in every if (max(16, rows) + tile.num_outputs) * tile.num_inputs * tile.num_stages * 2 <= WIDEST]
+    if rows == 1:
+        sizes = itertools.product((1, 2, 4, 8, 16), (512, 1024, 2048, 4096, 8192), (2, 4, 8))
+        return [Tile(*size) for size in sizes if 16 <= size[0] * size[1] / size[2] / 32 <= 128]
+    every = [Tile(*sizes) for sizes in itertools.product((16, 32, 64), (16, 32, 64, 128), (1, 4, 8, 16), (2, 3, 4))]
+    held = ((max(16, rows) + tile.num_outputs) * tile.num_inputs * tile.num_parts * 2 * tile.num_stages for tile in every)
+    return [tile for tile, size in zip(every, held, strict=True) if size <= WIDEST and 64 <= tile.num_inputs * tile.num_parts <= 512]
 
 
 def of_kind(chain: KernelChain, kind: str) -> list[Launch]:
@@ -61,7 +64,7 @@ def time_products(model, workspace: Workspace, top: int) -> None:
         chain = KernelChain(model, workspace.cache, workspace.dtype)
         for kind in ("qkv", "o", "up", "down", "head"):
             launches = of_kind(chain, kind)
-            if tile is not None and launches[0].constants["K"] < tile.num_inputs:
+            if tile is not None and launches[0].constants["K"] <= tile.num_inputs // 2:
                 continue
             with suppress(OutOfResources):  # a tile that does not fit after all
                 found.setdefault(kind, []).append((microseconds(launches), tile, launches[0].constants))
@@ -74,13 +77,13 @@ def time_products(model, workspace: Workspace, top: int) -> None:
 
 def time_attention(model, workspace: Workspace, length: int) -> None:
     config, rows = model.config, workspace.slots.num_slots
-    in_use = kernel_step.KEYS_AT_A_TIME, kernel_step.PROGRAMS, kernel_step.MAX_SPLITS
+    choose = kernel_step.choose_splits
     for keys, splits in itertools.product((16, 32, 64), (1, 2, 4, 8, 16)):
-        kernel_step.KEYS_AT_A_TIME, kernel_step.PROGRAMS, kernel_step.MAX_SPLITS = keys, 2**30, splits
+        kernel_step.choose_splits = lambda num_pairs, chosen=(splits, keys): chosen
         time = microseconds(of_kind(KernelChain(model, workspace.cache, workspace.dtype), "attend"))
         read = 4 * rows * length * config.num_key_value_heads * config.head_dim
         print(f"attend {time:8.2f} us {read / time / 1e6:6.2f} TB/s  {keys} keys at a time, {splits} splits", flush=True)
-    kernel_step.KEYS_AT_A_TIME, kernel_step.PROGRAMS, kernel_step.MAX_SPLITS = in_use
+    kernel_step.choose_splits = choose
 
 
 @torch.no_grad()
@@ -90,10 +93,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--length", type=int, default=640)
     parser.add_argument("--top", type=int, default=4)
-    parser.add_argument("--early_launch", action=argparse.BooleanOptionalAction, default=kernel_step.EARLY_LAUNCH)
+    parser.add_argument("--in_turn", action="store_true", help="launch every kernel after the one before has ended")
     parser.add_argument("--only_step", action="store_true", help="time what is in use, and no other tiles")
     options = parser.parse_args()
-    kernel_step.EARLY_LAUNCH = options.early_launch
+    if options.in_turn:
+        kernel_step.can_launch_early = lambda device: False
     model = build_ours(options.depth, "2025")
     workspace = Workspace(model, options.rows, 1024)
     workspace.slots.fields[LENGTH] = options.length
@@ -101,8 +105,9 @@ def main() -> None:
     chain = workspace.kernels.chain
     for kind in (*KINDS, "head"):
         print(f"{kind:<7}{microseconds(of_kind(chain, kind)):8.2f} us  in use", flush=True)
-    greedy = Sampling()
-    print(f"choose {microseconds([lambda: greedy.choose(chain.scores)]):8.2f} us")
+    print(f"embed  {microseconds(chain.launches[:1]):8.2f} us")
+    print(f"choose {microseconds([chain.advance(None)]):8.2f} us")
+    workspace.slots.fields[LENGTH], workspace.slots.fields[HALTED] = options.length, 0
     print(f"step   {microseconds([chain.logits]):8.2f} us without choosing", flush=True)
     if not options.only_step:
         time_attention(model, workspace, options.length)

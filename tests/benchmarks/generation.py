@@ -18,7 +18,6 @@ import torch
 from transformers import NanoChatConfig, NanoChatForCausalLM, PreTrainedModel
 
 from chatsft.evaluation import EvaluationOptions, evaluate_task
-from chatsft.generation import kernel_step
 from chatsft.generation.custom_generate import decode
 from chatsft.generation.decoder import release_workspaces
 from chatsft.model.configuration_gpt import GPTConfig
@@ -157,14 +156,12 @@ def main() -> None:
     parser.add_argument("--new_tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--only_ours", action="store_true", help="leave transformers' NanoChat out")
-    parser.add_argument("--early_launch", action=argparse.BooleanOptionalAction, default=kernel_step.EARLY_LAUNCH)
     parser.add_argument("--checkpoint", help="time evaluations of this model instead")
     parser.add_argument("--tokenizer_path")
     parser.add_argument("--data_root", help="folder with the tasks' data as files; without it they come from the Hub")
     parser.add_argument("--tasks", nargs="+", default=["SpellingBee", "GSM8K", "MMLU"])
     parser.add_argument("--max_problems", type=int)
     options = parser.parse_args()
-    kernel_step.EARLY_LAUNCH = options.early_launch
     if options.checkpoint:
         time_evaluations(options)
     else:

@@ -42,10 +42,13 @@ class Recorded(Sampling):
         return super().choose(logits)
 
 
-def run(model, by_kernels: bool, lengths: list[int], num_steps: int) -> tuple[torch.Tensor, Slots]:
-    """Run rows, one that halts early and one that follows a plan, beside a slot that is never used; return logits and slots."""
+def run(model, by_kernels: bool, lengths: list[int], num_steps: int, chosen: bool) -> tuple[torch.Tensor, Slots]:
+    """Run one row, or several beside a slot that is never used, the second of which halts early; the first follows a plan.
+
+    The kernels are told what was `chosen`, or take the likeliest token themselves. Return logits and slots.
+    """
     prompts = random_prompts(lengths)
-    workspace = Workspace(model, len(prompts) + 1, 64)
+    workspace = Workspace(model, len(prompts) + (len(prompts) > 1), 64)
     decoder, sampling = Decoder(model, workspace), Recorded()
     object.__setattr__(sampling, "seen", [])
     workspace.slots.clear(set())
@@ -55,21 +58,22 @@ def run(model, by_kernels: bool, lengths: list[int], num_steps: int) -> tuple[to
     if by_kernels:
         chain = KernelChain(model, workspace.cache, model.dtype)
         for _ in range(num_steps):
-            chain.advance(sampling.choose(chain.logits()))()
+            token = sampling.choose(chain.logits())
+            chain.advance(token if chosen else None)()
         assert not chain.arrived.any()
     else:
         ModelStep(model, workspace.cache)(sampling, num_steps)
     logits = torch.stack(sampling.seen)[:, : len(prompts)]
-    logits[1:, 1] = 0  # that row has halted
+    logits[1:, 1:2] = 0  # that row has halted
     return logits, workspace.slots
 
 
 @torch.no_grad()
-def agree(year: str, dtype: str, splits: int, **fields) -> dict:
+def agree(year: str, dtype: str, splits: int, lengths: tuple[int, ...] = (33, 1, 3), chosen: bool = False, **fields) -> dict:
     """Return the largest difference over the largest logit, and whether all rows moved alike."""
-    kernel_step.MAX_SPLITS, kernel_step.KEYS_AT_A_TIME = splits, 16
+    kernel_step.choose_splits = lambda num_pairs: (splits, 16)
     model = build_model(year, getattr(torch, dtype), **fields)
-    (a, rows), (b, others) = (run(model, by_kernels, [33, 1, 3], num_steps=2) for by_kernels in (False, True))
+    (a, rows), (b, others) = (run(model, by_kernels, list(lengths), 2, chosen) for by_kernels in (False, True))
     moved_alike = torch.equal(rows.fields, others.fields) and torch.equal(rows.trace, others.trace)
     return {"difference": ((a - b).abs().max() / a.abs().max()).item(), "moved_alike": moved_alike, "lengths": rows.fields[LENGTH].tolist()}
 
@@ -117,7 +121,7 @@ def compile_step(year: str, num_rows: int, weights: str = "bfloat16", dtype: str
         model = GPTForCausalLM(GPTConfig(**D20 | (D20_2026 if year == "2026" else {}))).to(getattr(torch, weights))
     slots = Slots(num_rows, 1024, 16, torch.device("meta"))
     chain = KernelChain(model, SlotCache(model.config, slots, getattr(torch, dtype)), getattr(torch, dtype))
-    launches = [*chain.launches, chain.advance(torch.empty(num_rows, dtype=torch.int64, device="meta"))]
+    launches = [*chain.launches, chain.advance(torch.empty(num_rows, dtype=torch.int64, device="meta")), chain.advance(None)]
     for launch in launches:
         launch.constants["EARLY"] = early
     return [describe(launch()) for launch in {str((launch.kernel, launch.constants)): launch for launch in launches}.values()]

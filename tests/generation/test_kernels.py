@@ -27,6 +27,7 @@ def check(what: str, tmp_path: Path, **options) -> dict | list:
     ("options", "tolerance"),
     [
         ({"year": "2026", "dtype": "float32", "splits": 2}, 1e-5),
+        ({"year": "2026", "dtype": "float32", "splits": 2, "lengths": [33]}, 1e-5),
         pytest.param({"year": "2025", "dtype": "float32", "splits": 8, "num_attention_heads": 2}, 1e-5, marks=pytest.mark.slow),
         pytest.param(
             {"year": "2026", "dtype": "float16", "splits": 2, "num_attention_heads": 2, "final_logit_softcapping": None},
@@ -34,7 +35,7 @@ def check(what: str, tmp_path: Path, **options) -> dict | list:
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            {"year": "2025", "dtype": "float32", "splits": 1, "rotary_dtype": "bfloat16", "final_logit_softcapping": None},
+            {"year": "2025", "dtype": "float32", "splits": 1, "rotary_dtype": "bfloat16", "final_logit_softcapping": None, "chosen": True},
             1e-5,
             marks=pytest.mark.slow,
         ),
@@ -49,7 +50,7 @@ def check(what: str, tmp_path: Path, **options) -> dict | list:
 def test_interpreted_kernels_give_the_models_logits(options, tolerance, tmp_path):
     found = check("agree", tmp_path, **options)
     assert found["moved_alike"]
-    assert found["lengths"] == [34, 1, 4, 0]
+    assert found["lengths"] == ([34] if "lengths" in options else [34, 1, 4, 0])
     assert found["difference"] < tolerance
 
 
@@ -69,5 +70,6 @@ def test_every_kernel_compiles_for_an_h100_and_fits_into_it(options, tmp_path):
     assert {kernel["kernel"] for kernel in compiled} == {"embed", "project", "attend", "advance"}
     assert all(kernel["early"] == options.get("early", False) for kernel in compiled)
     products = [kernel for kernel in compiled if kernel["kernel"] == "project"]
-    assert all(kernel["async_loads"] for kernel in products)
-    assert all(kernel["tensor_cores"] == (options.get("dtype") != "float32") for kernel in products)
+    several_rows = options["num_rows"] > 1
+    assert all(bool(kernel["async_loads"]) == several_rows for kernel in products)
+    assert all(kernel["tensor_cores"] == (several_rows and options.get("dtype") != "float32") for kernel in products)
