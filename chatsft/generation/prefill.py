@@ -7,7 +7,7 @@ import torch
 from chatsft.generation.slots import SlotCache
 from chatsft.model.attention import varlen_attention_forward
 from chatsft.model.configuration_gpt import GPTConfig
-from chatsft.model.modeling_gpt import GPTForCausalLM, norm, window_masks
+from chatsft.model.modeling_gpt import GPTAttention, GPTForCausalLM, norm, window_masks
 from chatsft.model.rotary import rotary_embeddings
 
 try:
@@ -49,7 +49,18 @@ class KernelPrefill:
     """
 
     def __init__(self, model: GPTForCausalLM, cache: SlotCache):
-        self.model, self.cache = model, cache
+        self.model, self.cache, config = model, cache, model.config
+        self.constants = {  # read once: a transformers configuration takes as long to look into as a launch
+            "HEADS": config.num_attention_heads,
+            "KV_HEADS": config.num_key_value_heads,
+            "D": config.head_dim,
+            "QK_SCALE": config.query_key_scale,
+            "GATE_RANGE": config.value_embedding_gate_range,
+            "BLOCK_HEADS": triton.next_power_of_2(config.num_attention_heads),
+            "BLOCK_KV": triton.next_power_of_2(config.num_key_value_heads),
+            "BLOCK_HALF": triton.next_power_of_2(config.head_dim // 2),
+            "enable_fp_fusion": False,  # the model rounds products before it adds them
+        }
 
     def __call__(self, slots: list[int], prompts: list[list[int]]) -> None:
         trunk, config, upload, dtype = self.model.model, self.model.config, self.cache.slots.upload, self.cache.keys[0].dtype
@@ -63,45 +74,33 @@ class KernelPrefill:
         hidden = trunk.embed_norm(trunk.embed_tokens(ids).to(dtype))
         if config.smear:
             hidden = trunk.smear(hidden, ids, positions, None, None)
-        initial = hidden
+        initial, is_scaled = hidden, config.residual_scaling
         for index, layer in enumerate(trunk.layers):
-            if config.residual_scaling:
+            if is_scaled:
                 hidden = trunk.resid_lambdas[index] * hidden + trunk.x0_lambdas[index] * initial
-            states = self.project(index, norm(hidden), tokens)
-            if index < config.num_hidden_layers - 1:
-                attention = layer.self_attn
-                window = attention.sliding_window
-                attended, _ = varlen_attention_forward(attention, *states, None, attention.scaling, window, **ranges)
+            attention = layer.self_attn
+            states = self.project(index, attention, norm(hidden), tokens)
+            if layer is not trunk.layers[-1]:
+                attended, _ = varlen_attention_forward(attention, *states, None, attention.scaling, attention.sliding_window, **ranges)
                 hidden = hidden + attention.o_proj(attended.flatten(2))
                 hidden = hidden + layer.mlp(norm(hidden))
 
-    def project(self, index: int, states: torch.Tensor, tokens: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-        """Return query, key and value of a layer, (1, heads, tokens, head_dim), and cache the last two."""
-        config, attention = self.model.config, self.model.model.layers[index].self_attn
-        query, key, value = attention.q_proj(states), attention.k_proj(states), attention.v_proj(states)
-        has_embedding = index in (config.value_embedding_layers or [])
-        turn_and_cache[(states.shape[1],)](
-            query,
-            key,
-            value,
-            *tokens,
-            attention.value_gate(states[..., : config.value_embedding_gate_size]) if has_embedding else value,
-            self.model.model.value_embeddings[str(index)].weight if has_embedding else value,
-            self.cache.keys[index],
-            self.cache.values[index],
-            self.cache.slots.capacity,
-            HEADS=config.num_attention_heads,
-            KV_HEADS=config.num_key_value_heads,
-            D=config.head_dim,
-            QK_SCALE=config.query_key_scale,
-            VALUE_EMBEDDING=has_embedding,
-            GATE_RANGE=config.value_embedding_gate_range,
-            BLOCK_HEADS=triton.next_power_of_2(config.num_attention_heads),
-            BLOCK_KV=triton.next_power_of_2(config.num_key_value_heads),
-            BLOCK_HALF=triton.next_power_of_2(config.head_dim // 2),
-            enable_fp_fusion=False,  # the model rounds products before it adds them
-        )
-        return [states.unflatten(-1, (-1, config.head_dim)).transpose(1, 2) for states in (query, key, value)]
+    def project(self, index: int, attention: GPTAttention, hidden: torch.Tensor, tokens: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        """Return query, key and value of a layer, (1, heads, tokens, head_dim), and cache the last two.
+
+        Args:
+            hidden: (1, tokens, width), normed.
+            tokens: of each token its cosines and sines, slot, position and id.
+        """
+        query, key, value = attention.q_proj(hidden), attention.k_proj(hidden), attention.v_proj(hidden)
+        gates = table = value  # stand for what is not read
+        has_embedding = str(index) in self.model.model.value_embeddings
+        if has_embedding:
+            gates = attention.value_gate(hidden[..., : attention.value_gate.in_features])
+            table = self.model.model.value_embeddings[str(index)].weight
+        inputs = (query, key, value, *tokens, gates, table, self.cache.keys[index], self.cache.values[index], self.cache.slots.capacity)
+        turn_and_cache[(hidden.shape[1],)](*inputs, VALUE_EMBEDDING=has_embedding, **self.constants)
+        return [states.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for states in (query, key, value)]
 
 
 def has_flash_attention(config: GPTConfig, dtype: torch.dtype) -> bool:

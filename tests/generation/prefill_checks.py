@@ -24,9 +24,9 @@ NUM_SLOTS, CAPACITY = 6, 64
 
 
 @torch.no_grad()
-def agree(year: str, dtype: str, **fields) -> dict:
+def agree(year: str, dtype: str, device: str = "cpu", **fields) -> dict:
     """Return the largest difference of cached keys and values over the largest of them, and whether nothing else was written."""
-    model = build_model(year, getattr(torch, dtype), **fields)
+    model = build_model(year, getattr(torch, dtype), **fields).to(device)
     prompts, slots = random_prompts([33, 1, 17]), [4, 0, 3]
     caches = []
     for kind in (ModelPrefill, KernelPrefill):
@@ -50,8 +50,9 @@ def compile_kernel(year: str, weights: str = "bfloat16") -> list[dict]:
         prefill = KernelPrefill(model, SlotCache(model.config, Slots(32, 1024, 16, model.device), model.dtype))
         table = torch.empty(7, 64, dtype=torch.float32)
         tokens = (table, table, *(torch.empty(7, dtype=torch.long) for _ in range(3)))
+        hidden = torch.empty(1, 7, model.config.hidden_size, dtype=model.dtype)
         for layer in (0, 1):  # with and without value embeddings, where there are any
-            prefill.project(layer, torch.empty(1, 7, model.config.hidden_size, dtype=model.dtype), tokens)
+            prefill.project(layer, model.model.layers[layer].self_attn, hidden, tokens)
     compiled = turn_and_cache.device_caches[0][0].values()
     return [{"wide_loads": "ld.global.v4" in kernel.asm["ptx"], "wide_stores": "st.global.v4" in kernel.asm["ptx"]} for kernel in compiled]
 
