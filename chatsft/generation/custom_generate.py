@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -81,8 +82,8 @@ def decode(
         pad=pad,
     )
     width = max(map(len, rows))
-    generated = torch.tensor([row + [pad] * (width - len(row)) for row in rows], dtype=input_ids.dtype, device=input_ids.device)
-    return torch.cat([input_ids, generated], dim=1)
+    generated = torch.from_numpy(np.array([row + [pad] * (width - len(row)) for row in rows]))
+    return torch.cat([input_ids, generated.to(input_ids)], dim=1)
 
 
 def _read_request(model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs) -> Request | None:
@@ -124,12 +125,14 @@ def _unpad(input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> 
     >>> _unpad(torch.tensor([[0, 5], [6, 7]]), torch.tensor([[0, 1], [1, 1]]))
     [[5], [6, 7]]
     """
+    rows = input_ids.tolist()
     if attention_mask is None:
-        return input_ids.tolist()
-    rows, masks = input_ids.tolist(), attention_mask.long().tolist()
-    if any(mask != sorted(mask) or not mask[-1] for mask in masks):
+        return rows
+    is_real = attention_mask.cpu().bool()
+    lengths = is_real.sum(1)
+    if not torch.equal(is_real, torch.arange(-input_ids.shape[1], 0, device="cpu") >= -lengths[:, None]) or not lengths.all():
         return None
-    return [row[len(row) - sum(mask) :] for row, mask in zip(rows, masks, strict=True)]
+    return [row[-length:] for row, length in zip(rows, lengths.tolist(), strict=True)]
 
 
 def _read_sampling(processors: LogitsProcessorList, do_sample: bool) -> Sampling | None:

@@ -11,11 +11,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from chatsft.generation.kernel_step import KernelStep, has_kernels
+from chatsft.generation.prefill import KernelPrefill, ModelPrefill, has_flash_attention
 from chatsft.generation.sampling import Sampling
 from chatsft.generation.slots import LENGTH, TOKEN, SlotCache, Slots
 from chatsft.model.attention import VARLEN
 from chatsft.model.head import GPTHead
-from chatsft.model.modeling_gpt import GPTForCausalLM, window_masks
+from chatsft.model.modeling_gpt import GPTForCausalLM
 
 CAPACITY_UNIT = 256
 PREFILL_TOKENS = 32_768
@@ -82,39 +83,25 @@ class Decoder:
     def __init__(self, model: GPTForCausalLM, workspace: Workspace):
         self.model, self.slots, self.cache = model, workspace.slots, workspace.cache
         self.step: Step = workspace.kernels or ModelStep(model, workspace.cache)
+        has_kernel = workspace.kernels is not None and has_flash_attention(model.config, workspace.dtype)
+        self.fill = (KernelPrefill if has_kernel else ModelPrefill)(model, workspace.cache)
 
     def start(self, slots: list[int], prompts: list[list[int]], ends: list[int]) -> None:
         """Cache the prompts but for their last tokens, which the next step feeds, and let the rows run."""
         for part in _parts_to_fill([len(prompt) - 1 for prompt in prompts]):
-            self._fill([slots[index] for index in part], [prompts[index][:-1] for index in part])
+            self.fill([slots[index] for index in part], [prompts[index][:-1] for index in part])
         self.slots.start(slots, prompts, ends)
-
-    def _fill(self, slots: list[int], prompts: list[list[int]]) -> None:
-        """Run prompts through the model, padded on the right, where a causal model never looks and rows overwrite."""
-        width = max(map(len, prompts))
-        ids = self.slots.upload([prompt + [0] * (width - len(prompt)) for prompt in prompts])
-        self.cache.filling = self.slots.upload(slots)
-        try:
-            self.model.model(
-                input_ids=ids,
-                position_ids=torch.arange(width, device=ids.device)[None],
-                attention_mask=window_masks(self.model.config, ids[..., None].to(compute_dtype(self.model)), None, None, None),
-                past_key_values=self.cache,
-                use_cache=True,
-            )
-        finally:
-            self.cache.filling = None
 
 
 def can_decode(model: PreTrainedModel) -> bool:
     """Say whether the decode loop serves this model: a nanochat GPT whole on one device, on CUDA with plain weights and Triton."""
     if not isinstance(model, GPTForCausalLM) or model.config._attn_implementation not in ATTENTIONS:
         return False
-    parameters = list(model.parameters())
-    is_whole = all(type(parameter) is nn.Parameter and parameter.device == model.device for parameter in parameters)
-    if not is_whole or model.device.type == "meta" or any("forward" in vars(module) for module in model.modules()):
+    device = model.device  # which transformers looks for anew each time
+    is_whole = all(type(parameter) is nn.Parameter and parameter.device == device for parameter in model.parameters())
+    if not is_whole or device.type == "meta" or any("forward" in vars(module) for module in model.modules()):
         return False  # accelerate puts autocast and moves between devices into a forward of its own
-    return model.device.type != "cuda" or (has_kernels(model.device) and has_plain_weights(model))
+    return device.type != "cuda" or (has_kernels(device) and has_plain_weights(model))
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
@@ -169,7 +156,7 @@ def _bytes_per_token(model: GPTForCausalLM) -> int:
 
 
 def _device_memory(device: torch.device) -> float:
-    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 2**34
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 2**34
 
 
 def _parts_to_fill(lengths: list[int]) -> list[list[int]]:

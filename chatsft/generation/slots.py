@@ -1,5 +1,6 @@
 """The places that rows are generated in: what the device keeps of each row, so that many steps run without asking the host."""
 
+import numpy as np
 import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
@@ -74,8 +75,8 @@ class Slots:
     def upload(self, values: list) -> torch.Tensor:
         """Copy numbers to the device behind the steps that are under way, without waiting for those."""
         device = self.fields.device
-        numbers = torch.tensor(values, dtype=torch.long, device="cpu", pin_memory=device.type == "cuda")
-        return numbers.to(device, non_blocking=True)
+        numbers = torch.from_numpy(np.array(values, dtype=np.int64))  # NumPy reads long lists several times as fast as torch
+        return (numbers.pin_memory() if device.type == "cuda" else numbers).to(device, non_blocking=True)
 
 
 class SlotCache(Cache):

@@ -317,7 +317,7 @@ class GPTModel(GPTPreTrainedModel):
         if position_ids is None:
             position_ids = count_positions(hidden_states, attention_mask, past_key_values, kwargs.get("cu_seq_lens_q"))
         if self.config.smear:
-            hidden_states = self._smear(hidden_states, input_ids, position_ids, attention_mask, past_key_values)
+            hidden_states = self.smear(hidden_states, input_ids, position_ids, attention_mask, past_key_values)
         if "cu_seq_lens_q" in kwargs and self.config._attn_implementation in VARLEN:
             masks = dict.fromkeys(self.config.layer_windows or [None])
         else:
@@ -357,7 +357,7 @@ class GPTModel(GPTPreTrainedModel):
                 "Pass input_ids beside inputs_embeds."
             )
 
-    def _smear(self, hidden_states, input_ids, position_ids, attention_mask, past_key_values) -> torch.Tensor:
+    def smear(self, hidden_states, input_ids, position_ids, attention_mask, past_key_values) -> torch.Tensor:
         """Add the gated embedding of the previous token; the first token of a conversation (position 0) has none."""
         first = torch.zeros_like(hidden_states[:, :1])
         if past_key_values is not None:
