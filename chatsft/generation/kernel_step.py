@@ -15,7 +15,7 @@ from chatsft.model.rotary import rotary_embeddings
 try:
     import triton
 
-    from chatsft.generation import kernels
+    from chatsft.generation import attention_kernel, kernels
 except ImportError:  # comes with torch for CUDA; elsewhere the model's own forward pass serves
     triton = None
 
@@ -212,7 +212,7 @@ class KernelChain:
             "GREEDY": chosen is None,
             "VOCABULARY": self.config.vocab_size,
             "BLOCK_N": self.launches[-1].constants["BLOCK_N"],
-            "num_warps": max(1, min(16, self.choice["BLOCK_TILES"] // 512)),
+            "num_warps": max(1, min(16, _power(self.choice["TILES"]) // 512)),
         }
         return Launch(kernels.advance, (self.num_rows,), tensors, constants | self.choice | self.early)
 
@@ -347,13 +347,12 @@ class KernelChain:
             "GATE_SIZE": config.value_embedding_gate_size,
             "GATE_RANGE": config.value_embedding_gate_range,
             "WIDTH": config.hidden_size,
-            "BLOCK_GATE": _power(config.value_embedding_gate_size),
             "BLOCK_H": _power(config.head_dim // 2),
             "BLOCK_T": self.keys_at_a_time,
             "SPLITS": self.splits,
         }
         return Launch(
-            kernels.attend, (self.num_rows, config.num_attention_heads, self.splits), tensors, constants | self.tiles | self.early
+            attention_kernel.attend, (self.num_rows, config.num_attention_heads, self.splits), tensors, constants | self.tiles | self.early
         )
 
     def _lambdas(self, model: GPTForCausalLM, index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -363,9 +362,8 @@ class KernelChain:
         return model.model.resid_lambdas[index:], model.model.x0_lambdas[index:]
 
     def _tiles_of(self, num_outputs: int, num_inputs: int, dtype: torch.dtype) -> dict[str, int]:
-        """Return into how many tiles a product's outputs are divided, and the block that holds a number for each."""
-        width = choose_tile(self.num_rows, num_outputs, num_inputs, dtype.itemsize).num_outputs
-        return {"TILES": -(-num_outputs // width), "BLOCK_TILES": _power(-(-num_outputs // width))}
+        """Return into how many tiles a product's outputs are divided."""
+        return {"TILES": -(-num_outputs // choose_tile(self.num_rows, num_outputs, num_inputs, dtype.itemsize).num_outputs)}
 
     def _buffer(self, width: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         return torch.empty(self.num_rows, width, dtype=dtype or self.dtype, device=self.device)

@@ -3,8 +3,7 @@
 import triton
 import triton.language as tl
 
-EPS = tl.constexpr(1.1920928955078125e-07)
-"""What torch's rms_norm adds by itself, the smallest step of float32, in every dtype."""
+from chatsft.generation.kernels import EPS
 
 
 @triton.jit
