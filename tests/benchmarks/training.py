@@ -1,14 +1,18 @@
 """Training throughput and memory through ChatTrainer, on random weights and synthetic conversations.
 
     python -m tests.benchmarks.training [--yardstick yardstick.py] [--cases d12 d20] [--memory]
+    python -m tests.benchmarks.training --cases "d8 layer" "d8 stack" "d8 step"
+    PYTHONPATH=TORCHAO python -m tests.benchmarks.training --cases d12 d20 --tried
     python -m tests.benchmarks.training --reference model_name_or_path=D8 tokenizer_path=TOKENIZER data_root=DATA
 
 Conversation lengths are log-normal (median 350 tokens, sigma 0.9, 32 to 2048), the second half of each is supervised. A model of depth d
 is 64 d wide with heads of 128; a step takes 32 rows of 2,048 tokens. Needs a GPU with bfloat16. --yardstick names a script that prints
 JSON lines with "name" and "real_tok_s" for the same workload; it runs first, and the ratio to its line of the same depth (d12 for the
-models of 2026) is printed. --memory adds the peak memory of small batches, --tried runs other weights in place of the cases. --reference
-runs recipes/reference.yaml twice with these overrides, the second time with everything cached. Each line is JSON; "idle_pct" is the share
-of a step in which the GPU has nothing to do.
+models of 2026) is printed. The d8 cases have the shape of the reference run: 8 rows a step, vocabulary 8192. --memory adds the peak memory
+of small batches beside the plan's estimate, --tried other weights (float8 needs torchao). --reference runs recipes/reference.yaml
+twice with these overrides, the second time with everything cached. Each line is JSON. "idle_pct" is the share of a step in which the
+GPU has nothing to do, under the profiler, which slows the host a little. A case that fails, or leaves out a step for want of memory,
+prints "error" in place of its figures (the traceback goes to stderr), and the next one runs.
 """
 
 import argparse
@@ -21,6 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -50,7 +56,11 @@ CASES = {
     "d20 less memory": {"depth": 20, "activation_memory_budget": 0.8},
     "d12 2026": {"depth": 12, "vocab_size": 32768, "year": "2026"},
     "d12 2026 as one graph": {"depth": 12, "vocab_size": 32768, "year": "2026", "compile_scope": "step"},
-}
+} | {f"d8 {scope}": {"depth": 8, "vocab_size": 8192, "rows": 8, "compile_scope": scope} for scope in ("layer", "stack", "step")}
+MEMORY = [{"depth": depth, "rows": rows} for depth in (12, 20) for rows in (1, 2, 4, 8)] + [
+    {"depth": 20, "rows": 8, "gradient_checkpointing": True},
+    {"depth": 20, "rows": 1, "card_gb": 24},
+]
 TRIED = {
     "d12 with bfloat16 weights": {"depth": 12, "weights": "bfloat16"},
     "d12 with float8 products": {"depth": 12, "weights": "float8"},
@@ -149,10 +159,7 @@ class IdleMeter(TrainerCallback):
 
 
 def train_steps(depth: int, vocab_size: int, year: str, attention: str | None, rows: int, steps: int, **settings) -> ChatTrainer:
-    """Run full updates of ChatTrainer with `rows` rows of 2,048 tokens a step."""
-    gc.collect()  # the trainer before
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    """Run full updates of ChatTrainer with `rows` rows of 2,048 tokens a step, all of which have to be made."""
     callbacks, weights = settings.pop("callbacks", []), settings.pop("weights", "float32")
     data = conversations(6 * 32 * 16, vocab_size)
     packed = pack_rows([len(ids) for ids in data["input_ids"]], LENGTH)[: rows * steps]
@@ -180,23 +187,24 @@ def train_steps(depth: int, vocab_size: int, year: str, attention: str | None, r
     for callback in callbacks:
         callback.trainer = trainer
     trainer.train()
+    left_out = [log["skipped_step"] for log in trainer.state.log_history if "skipped_step" in log]
+    if left_out:  # what is measured of them is not a step
+        raise RuntimeError(f"{len(left_out)} of {steps} steps were left out: {left_out[0]['0']}")
     return trainer
 
 
-def measure(name: str, depth: int, vocab_size: int = 65536, year: str = "2025", attention: str | None = None, **settings) -> dict:
-    """Time updates of 32 rows after a warm-up, and profile some more."""
-    torch._dynamo.reset()
-    warmup, steps = 4, 8
+def measure(depth: int, vocab_size: int = 65536, year: str = "2025", attention: str | None = None, rows: int = 32, **settings) -> dict:
+    """Time updates of 256 rows in all after a warm-up, and profile some more."""
+    warmup, steps = 4, 256 // rows
     timer, idle = StepTimer(warmup), IdleMeter(warmup + steps)
-    trainer = train_steps(depth, vocab_size, year, attention, 32, warmup + steps + IdleMeter.UPDATES, callbacks=[timer, idle], **settings)
+    trainer = train_steps(depth, vocab_size, year, attention, rows, warmup + steps + IdleMeter.UPDATES, callbacks=[timer, idle], **settings)
     seconds, tokens = timer.read(steps)
     return {
-        "name": name,
         "attention": trainer.model.config._attn_implementation,
         "ms": round(seconds * 1e3, 1),
         "real_tok_s": int(tokens / seconds),
         "mem_gib": peak_memory(),
-        "estimated_gib": round(sum(estimate_memory(trainer.model, trainer.args, 32 * LENGTH).values()), 1),
+        "estimated_gib": round(sum(estimate_memory(trainer.model, trainer.args, rows * LENGTH).values()), 1),
         "mfu_pct": round(100 * 6 * trainer.throughput.matmul_parameters * tokens / seconds / PEAK, 1),
         "idle_pct": round(idle.read(), 1),
     }
@@ -206,12 +214,30 @@ def peak_memory() -> float:
     return round(torch.cuda.max_memory_allocated() / 2**30, 1)
 
 
-def measure_memory(depth: int, rows: int, **settings) -> dict:
-    """Return the peak memory of updates of a few rows, beside the estimate."""
-    torch._dynamo.reset()
+def measure_memory(depth: int, rows: int, card_gb: float | None = None, **settings) -> dict:
+    """Return the peak memory of updates of a few rows beside the estimate; `card_gb` is all that tensors may take of the GPU."""
+    size = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(1.0 if card_gb is None else card_gb * 1e9 / size)
     trainer = train_steps(depth, 65536, "2025", None, rows, 2, **settings)
-    estimate = round(sum(estimate_memory(trainer.model, trainer.args, rows * LENGTH).values()), 1)
-    return {"name": f"d{depth}, {rows} rows", **settings, "mem_gib": peak_memory(), "estimated_gib": estimate}
+    estimate = sum(estimate_memory(trainer.model, trainer.args, rows * LENGTH).values())
+    return {
+        "mem_gib": peak_memory(),
+        "estimated_gib": round(estimate, 1),
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 1),
+    }
+
+
+def attempt(function: Callable[..., dict], case: dict) -> dict:
+    """Free what the case before held and run this one; an error takes the place of its figures, and the next one can run."""
+    torch._dynamo.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        return function(**case)
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
 
 
 def run_yardstick(script: str) -> dict[str, float]:
@@ -235,7 +261,6 @@ def run_reference(overrides: list[str]) -> dict:
     seconds_each = [log["tokens"] / log["tokens_per_second"] for log in logs]
     training = sum(seconds_each[1:]) / (len(seconds_each) - 1) * len(seconds_each)  # compilation falls into the first
     return {
-        "name": "reference epoch",
         "command_s": round(seconds, 1),
         "training_steps_s": round(training, 1),
         "validation_loss": losses[-1],
@@ -251,18 +276,15 @@ def main() -> None:
     parser.add_argument("--reference", nargs="+", metavar="KEY=VALUE")
     options = parser.parse_args()
     yardstick = run_yardstick(options.yardstick) if options.yardstick else {}
-    for name, case in (TRIED if options.tried else {name: CASES[name] for name in options.cases}).items():
-        result = measure(name, **case)
-        if name.split()[0] in yardstick:
+    for name, case in ({name: CASES[name] for name in options.cases} | (TRIED if options.tried else {})).items():
+        result = {"name": name} | attempt(measure, case)
+        if "real_tok_s" in result and name.split()[0] in yardstick:
             result["of_yardstick"] = round(result["real_tok_s"] / yardstick[name.split()[0]], 3)
         print(json.dumps(result), flush=True)
-    for depth in (12, 20) if options.memory else ():
-        for rows in (1, 2, 4, 8):
-            print(json.dumps(measure_memory(depth, rows)), flush=True)
-    if options.memory:
-        print(json.dumps(measure_memory(20, 8, gradient_checkpointing=True)), flush=True)
+    for case in MEMORY if options.memory else ():
+        print(json.dumps(case | attempt(measure_memory, case)), flush=True)
     for _ in range(2 if options.reference else 0):
-        print(json.dumps(run_reference(options.reference)), flush=True)
+        print(json.dumps({"name": "reference epoch"} | attempt(run_reference, {"overrides": options.reference})), flush=True)
 
 
 if __name__ == "__main__":
