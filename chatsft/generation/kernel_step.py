@@ -25,10 +25,7 @@ MAX_GRAPHS = 8
 PROGRAMS = 1024
 """Attention splits the cached keys until it has about so many programs, eight for each multiprocessor of an H100 or H200."""
 MAX_SPLITS = 16
-PREFETCH = True
 MIN_STAGES = 3
-LEAST_INPUTS = 16
-"""What a matrix unit takes at once."""
 NOTHING_AFTER = dict.fromkeys(("NORM", "SQUARED_RELU", "RESIDUAL", "SAVE_MIDDLE", "BACKOUT", "RESCALE", "LOGITS"), False) | {"SOFTCAP": 0.0}
 SHARED_BYTES = 96 * 1024
 """What the loads under way of one program may take of a multiprocessor's shared memory, 100 KiB on the smallest cards."""
@@ -36,28 +33,19 @@ SHARED_BYTES = 96 * 1024
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program of a matrix product works on at a time, and how many loads are on their way.
-
-    One row is multiplied without matrix units, by all warps together. Of several rows every warp takes its part of the inputs,
-    `num_inputs` at a time; with one part, four warps share the outputs and rows.
-    """
+    """What one program of a matrix product works on at a time, with how many warps, and how many loads are on their way."""
 
     num_outputs: int
     num_inputs: int
-    num_parts: int
-    num_stages: int = 4
-
-    @property
-    def num_warps(self) -> int:
-        return 4 if self.num_parts == 1 else self.num_parts
+    num_warps: int = 4
+    num_stages: int = 3
 
 
 # By number of outputs, up to: few outputs need narrow tiles, so that all multiprocessors read at once.
-ROW_TILES = {4096: Tile(4, 1024, 4), 2**31: Tile(2, 512, 2)}
-LONG_ROW_TILE = Tile(4, 2048, 8)
-FEW_ROWS = 32
-TILES = {2560: Tile(16, 32, 8), 2**31: Tile(32, 32, 8)}
-MANY_ROWS_TILE = Tile(64, 64, 1)
+TILES = {2560: Tile(16, 256, num_stages=4), 4096: Tile(32, 128), 2**31: Tile(64, 128)}
+# One row is multiplied without matrix units.
+ROW_TILES = {4096: Tile(4, 1024), 2**31: Tile(2, 512, num_warps=2)}
+LONG_ROW_TILE = Tile(4, 2048, num_warps=8)
 
 
 def has_kernels(device: torch.device) -> bool:
@@ -70,20 +58,19 @@ def choose_tile(num_rows: int, num_outputs: int, num_inputs: int, itemsize: int)
     """Return the tile for a product, narrowed along the inputs and with fewer loads under way until it fits into shared memory.
 
     >>> choose_tile(1, 3840, 1280, 2)
-    Tile(num_outputs=4, num_inputs=1024, num_parts=4, num_stages=4)
-    >>> choose_tile(32, 1280, 5120, 2)
-    Tile(num_outputs=16, num_inputs=32, num_parts=8, num_stages=4)
+    Tile(num_outputs=4, num_inputs=1024, num_warps=4, num_stages=3)
+    >>> choose_tile(128, 1280, 5120, 2)
+    Tile(num_outputs=16, num_inputs=64, num_warps=4, num_stages=4)
     """
     if num_rows == 1:
         tile = LONG_ROW_TILE if num_inputs > 2048 else _by_outputs(ROW_TILES, num_outputs)
         return replace(tile, num_inputs=min(tile.num_inputs, _power(num_inputs)))
-    tile = MANY_ROWS_TILE if num_rows > FEW_ROWS else _by_outputs(TILES, num_outputs)
+    tile = _by_outputs(TILES, num_outputs)
+    width = min(tile.num_inputs, max(16, _power(num_inputs)))
     line = (_row_block(num_rows) + tile.num_outputs) * itemsize
-    most = min(_power(num_inputs), SHARED_BYTES // (MIN_STAGES * line))
-    width, parts = tile.num_inputs, tile.num_parts
-    while width * parts > most and (width > LEAST_INPUTS or parts > 1):
-        width, parts = (width // 2, parts) if width > LEAST_INPUTS else (width, parts // 2)
-    return Tile(tile.num_outputs, width, parts, max(1, min(tile.num_stages, SHARED_BYTES // (line * width * parts))))
+    while line * width * MIN_STAGES > SHARED_BYTES:
+        width //= 2
+    return replace(tile, num_inputs=width, num_stages=min(tile.num_stages, SHARED_BYTES // (line * width)))
 
 
 def _by_outputs(tiles: dict[int, Tile], num_outputs: int) -> Tile:
@@ -212,7 +199,7 @@ class KernelChain:
             "GREEDY": chosen is None,
             "VOCABULARY": self.config.vocab_size,
             "BLOCK_N": self.launches[-1].constants["BLOCK_N"],
-            "num_warps": max(1, min(16, _power(self.choice["TILES"]) // 512)),
+            "num_warps": max(4, min(16, _power(self.choice["TILES"]) // 512)),
         }
         return Launch(kernels.advance, (self.num_rows,), tensors, constants | self.choice | self.early)
 
@@ -302,19 +289,11 @@ class KernelChain:
             "BLOCK_M": _row_block(self.num_rows),
             "BLOCK_N": tile.num_outputs,
             "BLOCK_K": tile.num_inputs,
-            "PARTS": tile.num_parts,
-            "PREFETCH": self._can_prefetch(tile, num_outputs, num_inputs, weights[0].element_size()),
             "num_warps": tile.num_warps,
             "num_stages": tile.num_stages,
         }
         constants |= NOTHING_AFTER | after | self.tiles | self.early
         return Launch(kernels.project, (-(-widest // tile.num_outputs), len(weights)), tensors, constants)
-
-    def _can_prefetch(self, tile: Tile, num_outputs: int, num_inputs: int, itemsize: int) -> bool:
-        """Say whether every thread can fetch whole units of 16 bytes; the head is so large that its programs would wait for themselves."""
-        pieces = 32 * tile.num_parts // tile.num_outputs
-        is_even = pieces > 0 and num_inputs % pieces == 0 and num_inputs // pieces * itemsize % 16 == 0
-        return PREFETCH and self.early["EARLY"] and self.num_rows > 1 and num_outputs < self.config.vocab_size and is_even
 
     def _attend(self, model: GPTForCausalLM, index: int) -> Launch:
         config, attention, slots = self.config, model.model.layers[index].self_attn, self.cache.slots

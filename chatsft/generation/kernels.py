@@ -109,8 +109,6 @@ def project(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    PARTS: tl.constexpr,
-    PREFETCH: tl.constexpr,
     TILES: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -126,7 +124,8 @@ def project(
     if BLOCK_M == 1:
         acc = _multiply_row(x, weight, column, is_column, K, BLOCK_N, BLOCK_K, EARLY)
     else:
-        acc = _multiply_rows(x, weight, row, column, size, M, K, BLOCK_M, BLOCK_N, BLOCK_K, PARTS, PREFETCH, EARLY)
+        wait_for_the_kernel_before(EARLY)
+        acc = _multiply_rows(x, weight, row, column, is_row, is_column, K, BLOCK_M, BLOCK_N, BLOCK_K)
     if NORM:
         acc *= norm_factors(squares, row, is_row, M, K, TILES)[:, None]
     place = row[:, None] * (N_0 + 2 * N_REST) + first + column[None, :]
@@ -208,49 +207,9 @@ def _multiply_row(x, weight, column, is_column, K: tl.constexpr, BLOCK_N: tl.con
 
 @triton.jit
 def _multiply_rows(
-    x,
-    weight,
-    row,
-    column,
-    size,
-    M: tl.constexpr,
-    K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PARTS: tl.constexpr,
-    PREFETCH: tl.constexpr,
-    EARLY: tl.constexpr,
-):
-    """Return x @ weight.T in float32, (BLOCK_M, BLOCK_N).
-
-    The inputs are divided among PARTS warps, each with sums of its own: one after the other, the products of a few rows would take
-    longer than to read the weights.
-    """
-    if PREFETCH:
-        _prefetch(weight, column, size, K, BLOCK_N, PARTS)
-    wait_for_the_kernel_before(EARLY)
-    is_row, is_column = row < M, column < size
-    if PARTS == 1:
-        return _multiply_part(x, weight, row, column, is_row, is_column, K, BLOCK_M, BLOCK_N, BLOCK_K)
-    k = tl.arange(0, PARTS)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
-    acc = tl.zeros([PARTS, BLOCK_N, BLOCK_M], tl.float32)
-    for start in range(0, K, PARTS * BLOCK_K):
-        at = start + k
-        a_mask, b_mask = is_row[None, None, :], is_column[None, :, None]
-        if K % (PARTS * BLOCK_K) != 0:
-            a_mask, b_mask = a_mask & (at < K)[:, :, None], b_mask & (at < K)[:, None, :]
-        b = tl.load(weight + column[None, :, None].to(tl.int64) * K + at[:, None, :], mask=b_mask, other=0.0)
-        a = tl.load(x + row[None, None, :] * K + at[:, :, None], mask=a_mask, other=0.0)
-        acc = tl.dot(b.to(a.dtype), a, acc, input_precision="ieee")
-    return tl.trans(tl.sum(acc, 0))
-
-
-@triton.jit
-def _multiply_part(
     x, weight, row, column, is_row, is_column, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
 ):
-    """Return the same with the rows and outputs divided among the warps, of which many rows have enough for all."""
+    """Return x @ weight.T in float32, (BLOCK_M, BLOCK_N)."""
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -261,17 +220,6 @@ def _multiply_part(
         b = tl.load(weight + column[None, :].to(tl.int64) * K + k[:, None], mask=b_mask, other=0.0)
         acc = tl.dot(a, b.to(a.dtype), acc, input_precision="ieee")
     return acc
-
-
-@triton.jit
-def _prefetch(weight, column, size, K: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr):
-    """Bring a program's part of a matrix into the L2 cache, a piece of a line by each thread."""
-    pieces: tl.constexpr = 32 * PARTS // BLOCK_N
-    piece: tl.constexpr = K // pieces
-    place = tl.minimum(column, size - 1)[:, None].to(tl.int64) * K + tl.arange(0, pieces)[None, :] * piece
-    num_bytes = tl.full([BLOCK_N, pieces], piece * (weight.dtype.element_ty.primitive_bitwidth // 8), tl.int32)
-    prefetch: tl.constexpr = "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;"
-    tl.inline_asm_elementwise(prefetch, "=r,l,r", [(weight + place).to(tl.int64), num_bytes], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit

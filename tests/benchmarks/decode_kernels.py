@@ -46,9 +46,8 @@ def tiles(rows: int) -> list[Tile]:
     if rows == 1:
         sizes = itertools.product((1, 2, 4, 8, 16), (512, 1024, 2048, 4096, 8192), (2, 4, 8))
         return [Tile(*size) for size in sizes if 16 <= size[0] * size[1] / size[2] / 32 <= 128]
-    every = [Tile(*sizes) for sizes in itertools.product((16, 32, 64), (16, 32, 64, 128), (1, 4, 8, 16), (2, 3, 4))]
-    held = ((max(16, rows) + tile.num_outputs) * tile.num_inputs * tile.num_parts * 2 * tile.num_stages for tile in every)
-    return [tile for tile, size in zip(every, held, strict=True) if size <= WIDEST and 64 <= tile.num_inputs * tile.num_parts <= 512]
+    every = [Tile(*sizes) for sizes in itertools.product((16, 32, 64), (128, 256), (4, 8), (3, 4, 6))]
+    return [tile for tile in every if (max(16, rows) + tile.num_outputs) * tile.num_inputs * tile.num_stages * 2 <= WIDEST]
 
 
 def of_kind(chain: KernelChain, kind: str) -> list[Launch]:

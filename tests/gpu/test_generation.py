@@ -190,8 +190,8 @@ def test_steps_wait_for_nothing():
         workspace.slots.clear({3})
         Decoder(model, workspace).start([0, 1], random_prompts([5, 6]), [200, 200])
         workspace.kernels(Sampling(1.0, 5), STEPS_A_GRAPH)
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            torch.cuda.set_sync_debug_mode("error")
             workspace.kernels(Sampling(1.0, 5), 4 * STEPS_A_GRAPH)
             workspace.slots.resume({1: (30, [7, 8]), 0: (40, [])})
             workspace.slots.start([2], random_prompts([5]), [200])

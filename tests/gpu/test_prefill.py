@@ -7,7 +7,7 @@ from chatsft.generation.decoder import Decoder, Workspace
 from chatsft.generation.prefill import KernelPrefill, ModelPrefill
 from tests.generation.models import build_model, random_prompts
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 WIDE = {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": None, "max_position_embeddings": 512}
 GROUPED = {"hidden_size": 320, "num_attention_heads": 5, "num_key_value_heads": 1}
 
@@ -31,8 +31,8 @@ def test_prompts_are_cached_without_waiting(year):
         assert isinstance(decoder.fill, KernelPrefill)
         rows = [[2, 0], random_prompts([70, 5]), [200, 200]]
         decoder.start(*rows)
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            torch.cuda.set_sync_debug_mode("error")
             decoder.start(*rows)
         finally:
             torch.cuda.set_sync_debug_mode("default")
