@@ -53,6 +53,7 @@ CASES = {
     "d12 less memory": {"depth": 12, "activation_memory_budget": 0.8},
     "d12 torch attention": {"depth": 12, "attention": "varlen"},
     "d20": {"depth": 20},
+    "d20 as one graph": {"depth": 20, "compile_scope": "step"},
     "d20 less memory": {"depth": 20, "activation_memory_budget": 0.8},
     "d12 2026": {"depth": 12, "vocab_size": 32768, "year": "2026"},
     "d12 2026 as one graph": {"depth": 12, "vocab_size": 32768, "year": "2026", "compile_scope": "step"},
