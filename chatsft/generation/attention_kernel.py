@@ -66,7 +66,7 @@ def attend(
             factor = tl.sum(norm_factors(squares, row + tl.arange(0, 1), tl.full([1], True, tl.int1), M, WIDTH, TILES), 0)
             gate = _value_gate(hidden + row * WIDTH, factor, value_gate + kv_head * GATE_SIZE, GATE_SIZE, GATE_RANGE)
             entry = value_table + (tl.load(fields + AT_TOKEN * M + row).to(tl.int64) * KV_HEADS + kv_head) * D
-            v_0, v_1 = _gated(new + (HEADS + KV_HEADS + kv_head) * D, gate, entry, D, BLOCK_H)
+            v_0, v_1 = _gated(v_0, v_1, gate, entry, new.dtype.element_ty, D, BLOCK_H)
         if head % (HEADS // KV_HEADS) == 0:
             _store_halves(keys + cached + length * D, k_0, k_1, D, BLOCK_H)
             _store_halves(values + cached + length * D, v_0, v_1, D, BLOCK_H)
@@ -76,10 +76,8 @@ def attend(
 
 
 @triton.jit
-def _gated(value, gate, entry, D: tl.constexpr, BLOCK_H: tl.constexpr):
-    """Load a value and add a share of the token's embedding."""
-    dtype: tl.constexpr = value.dtype.element_ty
-    v_0, v_1 = _halves(value, D, BLOCK_H)
+def _gated(v_0, v_1, gate, entry, dtype: tl.constexpr, D: tl.constexpr, BLOCK_H: tl.constexpr):
+    """Add a share of the token's embedding to a value."""
     more_0, more_1 = _halves(entry, D, BLOCK_H)
     return (v_0 + gate * more_0).to(dtype).to(tl.float32), (v_1 + gate * more_1).to(dtype).to(tl.float32)
 

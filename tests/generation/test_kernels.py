@@ -1,26 +1,10 @@
 """The kernels without a GPU: interpreted against the model's forward pass, and compiled for an H100."""
 
-import json
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 
-# Triton is made for Linux alone; setup.cfg's dev extra brings it there.
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no Triton for this system")
+from tests.generation.triton_process import check, needs_triton
 
-
-def check(what: str, tmp_path: Path, **options) -> dict | list:
-    """Run a check in a process of its own, with nothing compiled before."""
-    assert find_spec("triton"), "pip install -e .[dev]"
-    environment = os.environ | {"TRITON_INTERPRET": str(int(what == "agree")), "TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.generation.kernel_checks", what, json.dumps(options)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads(run.stdout.splitlines()[-1])
+pytestmark = needs_triton
 
 
 @pytest.mark.parametrize(
@@ -48,7 +32,7 @@ def check(what: str, tmp_path: Path, **options) -> dict | list:
     ids=str,
 )
 def test_interpreted_kernels_give_the_models_logits(options, tolerance, tmp_path):
-    found = check("agree", tmp_path, **options)
+    found = check("kernel_checks", "agree", tmp_path, **options)
     assert found["moved_alike"]
     assert found["lengths"] == ([34] if "lengths" in options else [34, 1, 4, 0])
     assert found["difference"] < tolerance
@@ -66,7 +50,7 @@ def test_interpreted_kernels_give_the_models_logits(options, tolerance, tmp_path
     ids=str,
 )
 def test_every_kernel_compiles_for_an_h100_and_fits_into_it(options, tmp_path):
-    compiled = check("compile", tmp_path, **options)
+    compiled = check("kernel_checks", "compile", tmp_path, **options)
     assert {kernel["kernel"] for kernel in compiled} == {"embed", "project", "attend", "advance"}
     assert all(kernel["early"] == options.get("early", False) for kernel in compiled)
     products = [kernel for kernel in compiled if kernel["kernel"] == "project"]
