@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from chatsft.generation.kernel_step import KernelStep, has_kernels
+from chatsft.generation.kernel_step import KernelStep, has_bounded_scores, has_kernels
 from chatsft.generation.prefill import KernelPrefill, ModelPrefill, has_flash_attention
 from chatsft.generation.sampling import Sampling
 from chatsft.generation.slots import LENGTH, TOKEN, SlotCache, Slots
@@ -101,7 +101,7 @@ def can_decode(model: PreTrainedModel) -> bool:
     is_whole = all(type(parameter) is nn.Parameter and parameter.device == device for parameter in model.parameters())
     if not is_whole or device.type == "meta" or any("forward" in vars(module) for module in model.modules()):
         return False  # accelerate puts autocast and moves between devices into a forward of its own
-    return device.type != "cuda" or (has_kernels(device) and has_plain_weights(model))
+    return device.type != "cuda" or (has_kernels(device) and has_bounded_scores(model.config) and has_plain_weights(model))
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:

@@ -9,6 +9,7 @@ from torch import nn
 
 from chatsft.generation.sampling import Sampling
 from chatsft.generation.slots import HALTED, SlotCache
+from chatsft.model.configuration_gpt import GPTConfig
 from chatsft.model.modeling_gpt import GPTForCausalLM
 from chatsft.model.rotary import rotary_embeddings
 
@@ -22,10 +23,16 @@ except ImportError:  # comes with torch for CUDA; elsewhere the model's own forw
 STEPS_A_GRAPH = 4
 MAX_GRAPHS = 8
 """Ways to sample that graphs are kept for, each with memory of its own."""
-PROGRAMS = 1024
-"""Attention splits the cached keys until it has about so many programs, eight for each multiprocessor of an H100 or H200."""
+MULTIPROCESSORS = 132
+"""Of an H100 or H200: few rows are multiplied by that many programs with many registers, or twice as many with half of them."""
+PROGRAMS = 512
+"""Attention splits the cached keys until it has about so many programs."""
 MAX_SPLITS = 16
+KEY_BYTES = 8192
+"""What one program of attention takes of the keys at a time."""
 MIN_STAGES = 3
+FEW_ROWS, MANY_OUTPUTS = 32, 16384
+"""Up to so many rows, products but for those with so many outputs are limited by how soon they begin to load."""
 NOTHING_AFTER = dict.fromkeys(("NORM", "SQUARED_RELU", "RESIDUAL", "SAVE_MIDDLE", "BACKOUT", "RESCALE", "LOGITS"), False) | {"SOFTCAP": 0.0}
 SHARED_BYTES = 96 * 1024
 """What the loads under way of one program may take of a multiprocessor's shared memory, 100 KiB on the smallest cards."""
@@ -39,6 +46,13 @@ class Tile:
     num_inputs: int
     num_warps: int = 4
     num_stages: int = 3
+    preload: int = 0
+    """Blocks of weights loaded before the kernel before has ended; with any, weights and inputs go straight into registers."""
+    ahead: int = 0
+    """Blocks of inputs loaded ahead into registers."""
+    splits: int = 1
+    """Programs that share a tile's inputs."""
+    max_registers: int | None = None
 
 
 # By number of outputs, up to: few outputs need narrow tiles, so that all multiprocessors read at once.
@@ -62,6 +76,8 @@ def choose_tile(num_rows: int, num_outputs: int, num_inputs: int, itemsize: int)
     >>> choose_tile(128, 1280, 5120, 2)
     Tile(num_outputs=16, num_inputs=64, num_warps=4, num_stages=4)
     """
+    if 1 < num_rows <= FEW_ROWS and itemsize == 2 and num_outputs <= MANY_OUTPUTS:
+        return _tile_for_few_rows(num_outputs, num_inputs)
     if num_rows == 1:
         tile = LONG_ROW_TILE if num_inputs > 2048 else _by_outputs(ROW_TILES, num_outputs)
         return replace(tile, num_inputs=min(tile.num_inputs, _power(num_inputs)))
@@ -73,18 +89,52 @@ def choose_tile(num_rows: int, num_outputs: int, num_inputs: int, itemsize: int)
     return replace(tile, num_inputs=width, num_stages=min(tile.num_stages, SHARED_BYTES // (line * width)))
 
 
+def _tile_for_few_rows(num_outputs: int, num_inputs: int) -> Tile:
+    """Return a tile that leaves enough registers for all programs to be there at once, and to load their weights before they may begin.
+
+    >>> _tile_for_few_rows(1280, 1280)
+    Tile(num_outputs=32, num_inputs=256, num_warps=8, num_stages=1, preload=5, ahead=2, splits=1, max_registers=168)
+    >>> _tile_for_few_rows(1280, 5120)
+    Tile(num_outputs=32, num_inputs=256, num_warps=8, num_stages=1, preload=4, ahead=0, splits=5, max_registers=128)
+    """
+    width, block = 32, 256
+    tiles = -(-num_outputs // width)
+    most = max(1, min(num_inputs // 1024, 2 * MULTIPROCESSORS // tiles))
+    splits = next((count for count in range(most, 1, -1) if num_inputs % (32 * count) == 0), 1)
+    is_alone = tiles * splits <= MULTIPROCESSORS
+    blocks = -(-num_inputs // splits // block)
+    return Tile(width, block, 8, 1, min(5, blocks), min(2, blocks) if is_alone else 0, splits, 168 if is_alone else 128)
+
+
 def _by_outputs(tiles: dict[int, Tile], num_outputs: int) -> Tile:
     return next(tile for most, tile in tiles.items() if num_outputs <= most)
 
 
-def choose_splits(num_pairs: int) -> tuple[int, int]:
-    """Return among how many programs the cached keys of a row and head are divided, and how many keys each takes at a time.
+def choose_splits(num_pairs: int) -> int:
+    """Return among how many programs the cached keys of a row and head are divided.
 
-    >>> choose_splits(10), choose_splits(320), choose_splits(2000)
-    ((16, 32), (2, 16), (1, 16))
+    >>> choose_splits(10), choose_splits(80), choose_splits(320)
+    (16, 4, 1)
     """
-    splits = max(1, min(MAX_SPLITS, _power(PROGRAMS // num_pairs + 1) // 2))
-    return splits, 32 if splits == MAX_SPLITS else 16
+    return max(1, min(MAX_SPLITS, _power(PROGRAMS // num_pairs + 1) // 2))
+
+
+def choose_keys(head_dim: int, itemsize: int) -> int:
+    """Return how many keys a program of attention takes at a time.
+
+    >>> choose_keys(128, 2), choose_keys(128, 4), choose_keys(64, 2)
+    (32, 16, 32)
+    """
+    return max(8, min(32, KEY_BYTES // (_power(head_dim) * itemsize)))
+
+
+def has_bounded_scores(config: GPTConfig) -> bool:
+    """Say whether exponentials of attention's scores can be summed as they are: queries and keys are normed, so 64 bounds nearly all.
+
+    >>> has_bounded_scores(GPTConfig(query_key_scale=1.2)), has_bounded_scores(GPTConfig(query_key_scale=12.0))
+    (True, False)
+    """
+    return config.query_key_scale**2 * config.head_dim**0.5 <= 64
 
 
 @dataclass(frozen=True)
@@ -165,11 +215,8 @@ class KernelChain:
         self.choice = self._tiles_of(self.config.vocab_size, self.config.hidden_size, model.dtype)
         self.maxima = self._buffer(self.choice["TILES"], torch.float32)
         self.early = {"EARLY": can_launch_early(self.device)}
-        pairs = self.num_rows * self.config.num_attention_heads
-        self.splits, self.keys_at_a_time = choose_splits(pairs)
-        sizes = (pairs * self.splits * n for n in (2 * _power(self.config.head_dim // 2), 1, 1))
-        self.parts = [torch.empty(size, dtype=torch.float32, device=self.device) for size in sizes]
-        self.arrived = torch.zeros(pairs, dtype=torch.int32, device=self.device)
+        self.splits = choose_splits(self.num_rows * self.config.num_attention_heads)
+        self.shared: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         with torch.no_grad():
             angles = rotary_embeddings(torch.arange(cache.slots.capacity, device=self.device), self.config)
         self.cosines, self.sines = (table.float().flatten(1).contiguous() for table in angles)
@@ -267,7 +314,7 @@ class KernelChain:
         weights = [matrix.weight for matrix in matrices]
         num_outputs, num_inputs = out.shape[1], x.shape[1]
         tile = choose_tile(self.num_rows, num_outputs, num_inputs, weights[0].element_size())
-        widest = max(len(weight) for weight in weights)
+        num_tiles = -(-max(len(weight) for weight in weights) // tile.num_outputs)
         tensors = (
             x,
             weights[0],
@@ -280,6 +327,7 @@ class KernelChain:
             self.middle,
             self.squares,
             self.maxima,
+            *self._shared(len(weights) * num_tiles, tile.splits * _row_block(self.num_rows) * tile.num_outputs, tile.splits),
         )
         constants = {
             "M": self.num_rows,
@@ -289,15 +337,19 @@ class KernelChain:
             "BLOCK_M": _row_block(self.num_rows),
             "BLOCK_N": tile.num_outputs,
             "BLOCK_K": tile.num_inputs,
+            "PRELOAD": tile.preload,
+            "AHEAD": tile.ahead,
+            "SPLITS": tile.splits,
             "num_warps": tile.num_warps,
             "num_stages": tile.num_stages,
+            "maxnreg": tile.max_registers,
         }
         constants |= NOTHING_AFTER | after | self.tiles | self.early
-        return Launch(kernels.project, (-(-widest // tile.num_outputs), len(weights)), tensors, constants)
+        return Launch(kernels.project, (num_tiles, len(weights), tile.splits), tensors, constants)
 
     def _attend(self, model: GPTForCausalLM, index: int) -> Launch:
         config, attention, slots = self.config, model.model.layers[index].self_attn, self.cache.slots
-        has_embedding = index in (config.value_embedding_layers or [])
+        has_embedding, block_half = index in (config.value_embedding_layers or []), _power(config.head_dim // 2)
         tensors = (
             slots.fields,
             self.qkv,
@@ -309,8 +361,7 @@ class KernelChain:
             self.cache.keys[index],
             self.cache.values[index],
             self.attended,
-            *self.parts,
-            self.arrived,
+            *self._shared(self.num_rows * config.num_attention_heads, self.splits * (2 * block_half + 1), self.splits),
             self.squares,
         )
         constants = {
@@ -326,8 +377,8 @@ class KernelChain:
             "GATE_SIZE": config.value_embedding_gate_size,
             "GATE_RANGE": config.value_embedding_gate_range,
             "WIDTH": config.hidden_size,
-            "BLOCK_H": _power(config.head_dim // 2),
-            "BLOCK_T": self.keys_at_a_time,
+            "BLOCK_H": block_half,
+            "BLOCK_T": choose_keys(config.head_dim, self.dtype.itemsize),
             "SPLITS": self.splits,
         }
         return Launch(
@@ -343,6 +394,14 @@ class KernelChain:
     def _tiles_of(self, num_outputs: int, num_inputs: int, dtype: torch.dtype) -> dict[str, int]:
         """Return into how many tiles a product's outputs are divided."""
         return {"TILES": -(-num_outputs // choose_tile(self.num_rows, num_outputs, num_inputs, dtype.itemsize).num_outputs)}
+
+    def _shared(self, count: int, size: int, splits: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return where programs leave their shares of `count` results, and count themselves in; all launches of a size use the same."""
+        key = (count, size) if splits > 1 else (1, 1)  # not used then
+        if key not in self.shared:
+            shares = torch.empty(count * size, dtype=torch.float32, device=self.device)
+            self.shared[key] = shares, torch.zeros(count, dtype=torch.int32, device=self.device)
+        return self.shared[key]
 
     def _buffer(self, width: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         return torch.empty(self.num_rows, width, dtype=dtype or self.dtype, device=self.device)

@@ -10,6 +10,15 @@ Names: M rows, N outputs and K inputs of a product, D channels of a head.
 import triton
 import triton.language as tl
 
+from chatsft.generation.products import (
+    is_last_to_share,
+    let_the_kernel_after_start,
+    multiply_few_rows,
+    multiply_row,
+    multiply_rows,
+    sum_of_shares,
+    wait_for_the_kernel_before,
+)
 from chatsft.generation.slots import END, HALTED, LENGTH, PREVIOUS, STEPS, TOKEN, TRACE_STEPS
 
 EPS = tl.constexpr(1.1920928955078125e-07)
@@ -18,17 +27,6 @@ AT_TOKEN, AT_PREVIOUS, AT_LENGTH, AT_END, AT_HALTED, AT_STEPS = (
     tl.constexpr(field) for field in (TOKEN, PREVIOUS, LENGTH, END, HALTED, STEPS)
 )
 LINES = tl.constexpr(TRACE_STEPS)
-
-
-@triton.jit
-def wait_for_the_kernel_before(EARLY: tl.constexpr):
-    """Wait until what the kernel before wrote can be read, then let the kernel after this one start, which waits in its turn.
-
-    When a kernel starts, all but the one before have ended: what those wrote, and the weights, can be loaded before waiting.
-    """
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
@@ -54,6 +52,7 @@ def embed(
     """Look a row's token up, norm it, smear the token before into it, and scale it for the first layer."""
     row = tl.program_id(0)
     wait_for_the_kernel_before(EARLY)
+    let_the_kernel_after_start(EARLY)
     channel = tl.arange(0, BLOCK)
     inside = channel < WIDTH
     token = tl.load(fields + AT_TOKEN * M + row).to(tl.int64)
@@ -94,6 +93,8 @@ def project(
     middle,
     squares,
     maxima,
+    shares,
+    arrived,
     M: tl.constexpr,
     N_0: tl.constexpr,
     N_REST: tl.constexpr,
@@ -109,37 +110,55 @@ def project(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PRELOAD: tl.constexpr,
+    AHEAD: tl.constexpr,
+    SPLITS: tl.constexpr,
     TILES: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """Multiply the rows with a matrix, (N, K), or with three of them side by side, and do what follows in the model.
 
-    A program makes BLOCK_N outputs of all rows. Where RESIDUAL is set, `out` is the residual stream, read and written, and every tile
-    leaves the sum of its squares in `squares`, (TILES, rows), from which NORM makes the norm of the next product's input.
+    A program makes BLOCK_N outputs of all rows, or shares them with SPLITS - 1 others that take other inputs. Where RESIDUAL is set, `out`
+    is the residual stream, read and written, and every tile leaves the sum of its squares in `squares`, (TILES, rows), from which NORM
+    makes the norm of the next product's input.
     """
-    tile = tl.program_id(0)
-    weight, size, first = _matrix(tl.program_id(1), weight_0, weight_1, weight_2, N_0, N_REST)
+    tile, which = tl.program_id(0), tl.program_id(1)
+    weight, size, first = _matrix(which, weight_0, weight_1, weight_2, N_0, N_REST)
     row, column = tl.arange(0, BLOCK_M), tile * BLOCK_N + tl.arange(0, BLOCK_N)
     is_row, is_column = row < M, column < size
-    if BLOCK_M == 1:
-        acc = _multiply_row(x, weight, column, is_column, K, BLOCK_N, BLOCK_K, EARLY)
-    else:
-        wait_for_the_kernel_before(EARLY)
-        acc = _multiply_rows(x, weight, row, column, is_row, is_column, K, BLOCK_M, BLOCK_N, BLOCK_K)
-    if NORM:
-        acc *= norm_factors(squares, row, is_row, M, K, TILES)[:, None]
     place = row[:, None] * (N_0 + 2 * N_REST) + first + column[None, :]
     inside = is_row[:, None] & is_column[None, :]
-    if SQUARED_RELU:
-        acc = tl.maximum(acc, 0.0) * tl.maximum(acc, 0.0)
+    states = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if RESIDUAL:
-        acc = acc.to(out.dtype.element_ty).to(tl.float32) + load(out, place, inside)
-        acc = _mixed(acc, middle, initial, backout_lambda, resid_lambda, x0_lambda, place, inside, SAVE_MIDDLE, BACKOUT, RESCALE)
-        _store_squares(acc.to(out.dtype.element_ty).to(tl.float32), squares + tile * M + row, is_row, inside)
-    if LOGITS:
-        acc = _capped(acc.to(x.dtype.element_ty).to(tl.float32), SOFTCAP)  # rounded as the model's are
-        tl.store(maxima + row * tl.num_programs(0) + tile, tl.max(tl.where(inside, acc, float("-inf")), 1), mask=is_row)
-    tl.store(out + place, acc, mask=inside)
+        states = load(out, place, inside)  # as it was before the kernel before, so need not be waited for
+    if BLOCK_M == 1:
+        acc = multiply_row(x, weight, column, is_column, K, BLOCK_N, BLOCK_K, EARLY)
+    elif PRELOAD > 0:
+        KP: tl.constexpr = K // SPLITS
+        begin = tl.program_id(2) * KP
+        WARPS: tl.constexpr = BLOCK_K // 32
+        acc = multiply_few_rows(x + begin, weight + begin, tile * BLOCK_N, size, M, K, KP, BLOCK_M, BLOCK_N, WARPS, PRELOAD, AHEAD, EARLY)
+    else:
+        acc = multiply_rows(x, weight, row, column, is_row, is_column, K, BLOCK_M, BLOCK_N, BLOCK_K, EARLY)
+    finishes = True
+    if SPLITS > 1:
+        shared = which * tl.num_programs(0) + tile
+        finishes = is_last_to_share(acc, shares, arrived, shared, tl.program_id(2), BLOCK_M, BLOCK_N, SPLITS)
+        if finishes:
+            acc = sum_of_shares(shares, shared, BLOCK_M, BLOCK_N, SPLITS)
+    if finishes:
+        if NORM:
+            acc *= norm_factors(squares, row, is_row, M, K, TILES)[:, None]
+        if SQUARED_RELU:
+            acc = tl.maximum(acc, 0.0) * tl.maximum(acc, 0.0)
+        if RESIDUAL:
+            acc = acc.to(out.dtype.element_ty).to(tl.float32) + states
+            acc = _mixed(acc, middle, initial, backout_lambda, resid_lambda, x0_lambda, place, inside, SAVE_MIDDLE, BACKOUT, RESCALE)
+            _store_squares(acc.to(out.dtype.element_ty).to(tl.float32), squares + tile * M + row, is_row, inside)
+        if LOGITS:
+            acc = _capped(acc.to(x.dtype.element_ty).to(tl.float32), SOFTCAP)  # rounded as the model's are
+            tl.store(maxima + row * tl.num_programs(0) + tile, tl.max(tl.where(inside, acc, float("-inf")), 1), mask=is_row)
+        tl.store(out + place, acc, mask=inside)
 
 
 @triton.jit
@@ -190,39 +209,6 @@ def _capped(logits, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def _multiply_row(x, weight, column, is_column, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr):
-    """Return x @ weight.T of one row, (1, BLOCK_N) in float32, without matrix units; weights are loaded one block ahead."""
-    k = tl.arange(0, BLOCK_K)
-    lines, is_line = weight + column[:, None].to(tl.int64) * K, is_column[:, None]
-    following = tl.load(lines + k[None, :], mask=is_line & (k < K)[None, :], other=0.0)
-    wait_for_the_kernel_before(EARLY)
-    acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    for start in range(0, K, BLOCK_K):
-        b, now, after = following, start + k, start + BLOCK_K + k
-        following = tl.load(lines + after[None, :], mask=is_line & (after < K)[None, :], other=0.0)
-        a = tl.load(x + now, mask=now < K, other=0.0)
-        acc += b.to(a.dtype).to(tl.float32) * a.to(tl.float32)[None, :]
-    return tl.sum(acc, 1)[None, :]
-
-
-@triton.jit
-def _multiply_rows(
-    x, weight, row, column, is_row, is_column, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
-):
-    """Return x @ weight.T in float32, (BLOCK_M, BLOCK_N)."""
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in range(0, K, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        a_mask, b_mask = is_row[:, None], is_column[None, :]
-        if K % BLOCK_K != 0:
-            a_mask, b_mask = a_mask & (k < K)[None, :], b_mask & (k < K)[:, None]
-        a = tl.load(x + row[:, None] * K + k[None, :], mask=a_mask, other=0.0)
-        b = tl.load(weight + column[None, :].to(tl.int64) * K + k[:, None], mask=b_mask, other=0.0)
-        acc = tl.dot(a, b.to(a.dtype), acc, input_precision="ieee")
-    return acc
-
-
-@triton.jit
 def norm_factors(squares, row, is_row, M: tl.constexpr, K: tl.constexpr, TILES: tl.constexpr):
     """Return 1 / root mean square of every row."""
     tile = tl.arange(0, triton.next_power_of_2(TILES))
@@ -260,6 +246,7 @@ def advance(
     """Do to a row what `Slots.advance` does, with the token chosen for it or, where GREEDY is set, the first of the largest logits."""
     row = tl.program_id(0)
     wait_for_the_kernel_before(EARLY)
+    let_the_kernel_after_start(EARLY)
     token = tl.load(fields + AT_TOKEN * M + row)
     length = tl.load(fields + AT_LENGTH * M + row)
     runs = tl.load(fields + AT_HALTED * M + row) == 0

@@ -13,9 +13,12 @@ from chatsft.model.rotary import rotary_embeddings
 try:
     import triton
 
-    from chatsft.generation.prefill_kernel import turn_and_cache
+    from chatsft.generation.prefill_kernel import square_relu, turn_and_cache
 except ImportError:  # comes with torch for CUDA; elsewhere the model's own forward pass serves
     triton = None
+
+BLOCK = 4096
+"""Numbers that one program of an elementwise kernel takes."""
 
 
 class ModelPrefill:
@@ -83,7 +86,9 @@ class KernelPrefill:
             if layer is not trunk.layers[-1]:
                 attended, _ = varlen_attention_forward(attention, *states, None, attention.scaling, attention.sliding_window, **ranges)
                 hidden = hidden + attention.o_proj(attended.flatten(2))
-                hidden = hidden + layer.mlp(norm(hidden))
+                inner = layer.mlp.up_proj(norm(hidden))
+                square_relu[(triton.cdiv(inner.numel(), BLOCK),)](inner, inner.numel(), BLOCK=BLOCK)
+                hidden = hidden + layer.mlp.down_proj(inner)
 
     def project(self, index: int, attention: GPTAttention, hidden: torch.Tensor, tokens: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
         """Return query, key and value of a layer, (1, heads, tokens, head_dim), and cache the last two.

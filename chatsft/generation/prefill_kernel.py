@@ -1,4 +1,4 @@
-"""The Triton kernel of caching prompts: what stands between the products and attention, a dozen passes over memory in one."""
+"""The Triton kernels of caching prompts: what stands between the products and attention, a dozen passes over memory in one."""
 
 import triton
 import triton.language as tl
@@ -102,3 +102,11 @@ def _rounded(states, dtype: tl.constexpr):
 @triton.jit
 def _load(states, inside):
     return tl.load(states, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def square_relu(states, size, BLOCK: tl.constexpr):
+    """Replace every number by the square of its positive part."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    positive = tl.maximum(tl.load(states + place, mask=place < size).to(tl.float32), 0.0)
+    tl.store(states + place, positive * positive, mask=place < size)

@@ -16,7 +16,7 @@ from triton.runtime import driver, interpreter
 
 from chatsft.generation import kernel_step
 from chatsft.generation.decoder import Decoder, ModelStep, Workspace
-from chatsft.generation.kernel_step import KernelChain
+from chatsft.generation.kernel_step import KernelChain, Tile
 from chatsft.generation.sampling import Sampling
 from chatsft.generation.slots import LENGTH, SlotCache, Slots
 from chatsft.model.configuration_gpt import GPTConfig
@@ -60,7 +60,7 @@ def run(model, by_kernels: bool, lengths: list[int], num_steps: int, chosen: boo
         for _ in range(num_steps):
             token = sampling.choose(chain.logits())
             chain.advance(token if chosen else None)()
-        assert not chain.arrived.any()
+        assert not any(arrived.any() for _, arrived in chain.shared.values())
     else:
         ModelStep(model, workspace.cache)(sampling, num_steps)
     logits = torch.stack(sampling.seen)[:, : len(prompts)]
@@ -69,9 +69,19 @@ def run(model, by_kernels: bool, lengths: list[int], num_steps: int, chosen: boo
 
 
 @torch.no_grad()
-def agree(year: str, dtype: str, splits: int, lengths: tuple[int, ...] = (33, 1, 3), chosen: bool = False, **fields) -> dict:
-    """Return the largest difference over the largest logit, and whether all rows moved alike."""
-    kernel_step.choose_splits = lambda num_pairs: (splits, 16)
+def agree(
+    year: str, dtype: str, splits: int, lengths: tuple[int, ...] = (33, 1, 3), chosen: bool = False, few: list[int] | None = None, **fields
+) -> dict:
+    """Return the largest difference over the largest logit, and whether all rows moved alike.
+
+    `few` are outputs and programs of a tile, with which rows are multiplied as few rows are whatever their dtype.
+    """
+    if few:
+        num_outputs, num_splits = few
+        tile = Tile(num_outputs, 128, num_stages=1, preload=1, ahead=1, splits=num_splits)
+        kernel_step.choose_tile = lambda *shape: tile
+    kernel_step.choose_splits = lambda num_pairs: splits
+    kernel_step.choose_keys = lambda head_dim, itemsize: 16
     model = build_model(year, getattr(torch, dtype), **fields)
     (a, rows), (b, others) = (run(model, by_kernels, list(lengths), 2, chosen) for by_kernels in (False, True))
     moved_alike = torch.equal(rows.fields, others.fields) and torch.equal(rows.trace, others.trace)
