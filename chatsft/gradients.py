@@ -1,10 +1,11 @@
 """The gradients of an optimizer step: gathered on each process, averaged during the last backward pass, measured."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
+import torch._dynamo
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -90,9 +91,18 @@ class GradientAverager:
         self.places = {index: place for place, bucket in enumerate(self.buckets) for index in bucket}
 
 
-def local_gradients(model: nn.Module) -> contextlib.AbstractContextManager:
-    """Keep DDP from averaging gradients by itself; other models are left as they are."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+@contextlib.contextmanager
+def local_gradients(model: nn.Module) -> Iterator[None]:
+    """Keep DDP from averaging gradients by itself, and the compiler from cutting layers along its buckets; leave other models as they are.
+
+    The compiler would cut so that DDP can send a part of a layer's gradients early, and could no longer fuse across the cuts: the
+    activations there would be written once more for the backward pass. Here gradients are sent layer by layer anyway.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        yield
+        return
+    with model.no_sync(), torch._dynamo.config.patch(optimize_ddp=False):
+        yield
 
 
 def gradient_norms(groups: Iterable[dict]) -> dict[str, Tensor]:
