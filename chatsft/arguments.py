@@ -1,5 +1,6 @@
 """The arguments of a run, which are also the keys of a recipe."""
 
+import multiprocessing
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -164,6 +165,8 @@ class RunArguments:
             raise RecipeError("bf16 is set, but there is no GPU here. To train on the CPU, set bf16: false and use_cpu: true.")
         _check_output_dir(self.output_dir)
         super().__post_init__()
+        if self.dataloader_num_workers and self.dataloader_multiprocessing_context is None:
+            self.dataloader_multiprocessing_context = _safe_start_method()
         _check_loggers(self.report_to)
         _check_numbers(self)
         _check_choice("optimizer", self.optimizer, ("muon_2025", "muon_2026", "adamw"))
@@ -262,6 +265,15 @@ def check_deepspeed(key: str, optimizer: str) -> None:
 def _changed(arguments: ModelArguments) -> list[str]:
     """List the settings that are not at their defaults."""
     return [entry.name for entry in fields(arguments) if getattr(arguments, entry.name) != entry.default]
+
+
+def _safe_start_method() -> str:
+    """Start the data loader's workers from a process without threads.
+
+    A fork copies whatever locks CUDA, NCCL and the compiler hold in their threads at that moment, and nobody releases the copies: now and
+    then, in one of very many starts, a worker waits for ever, and with it the run.
+    """
+    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 def _check_hub(args: RunArguments) -> None:
