@@ -56,6 +56,7 @@ class ChatTrainer(NanochatTraining, GuardedTrainer):
         elif self.args.compile_layers:
             logger.warning("torch_compile compiles the layers of chatsft's own models; %s runs as it is", type(base).__name__)
         self.captured = self._captured_step() if self.args.compile_layers and self.args.compile_scope == "step" else None
+        self.sends_gradients_early = self.captured is None
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -85,12 +86,14 @@ class ChatTrainer(NanochatTraining, GuardedTrainer):
         return self.captured(self._prepare_inputs(inputs), num_items_in_batch, self.current_gradient_accumulation_steps)
 
     def _captured_step(self) -> CapturedStep | None:
-        """Capture micro-batches where nothing but their values changes from one to the next."""
-        if self.args.device.type == "cuda" and self.args.world_size == 1 and type(without_adapter(self.model)) is GPTForCausalLM:
-            compute = partial(super().compute_micro_batch, self.model)
+        """Capture micro-batches where nothing but their values changes from one to the next, and no process waits for another in them."""
+        is_whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        if self.args.device.type == "cuda" and is_whole and type(without_adapter(self.model)) is GPTForCausalLM:
+            compute = partial(super().compute_micro_batch, self.model)  # not what DDP puts around it, which sends nothing here
             return CapturedStep(compute, [param for param in self.model.parameters() if param.requires_grad])
         logger.warning(
-            "compile_scope 'step' captures chatsft's text models on one GPU; here the layers are compiled and nothing is captured"
+            "compile_scope 'step' captures chatsft's text models on GPUs that hold all of one; here the layers are compiled and nothing is "
+            "captured"
         )
         return None
 
