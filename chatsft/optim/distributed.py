@@ -57,7 +57,7 @@ class Replicated(Alone):
         sent = self.gathered[self.group.rank()]
         if self.mine:
             torch._foreach_copy_(list(sent[: len(self.mine)]), self.mine)
-        self.work = dist.all_gather_into_tensor(self.gathered.flatten(0, 1), sent, group=self.group, async_op=True)
+        self.work = self.group.allgather_into_tensor_coalesced([self.gathered.flatten(0, 1)], [sent])
 
     def finish(self) -> None:
         """Take over what the others own."""
