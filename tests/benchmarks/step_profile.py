@@ -1,13 +1,14 @@
 """Where the time of a step goes on one GPU, on the other, and on both together.
 
-    python -m tests.benchmarks.step_profile [--cases alone ddp fsdp2 apart ddp-step other] [--depth 12] [--traces FOLDER]
+    python -m tests.benchmarks.step_profile [--cases alone ddp fsdp2 apart ddp-step fsdp2-keep other] [--depth 12] [--traces FOLDER]
 
 Needs two GPUs with bfloat16. Each case trains on the workload of tests.benchmarks.scaling: first some steps against the clock, then four
 under torch's profiler, which watches the GPU and the calls to it. "alone" takes GPU 0, "other" GPU 1, "apart" both at once, as two runs
-that know nothing of each other; "-step" is compile_scope: step. Of each process it prints what a step takes of the GPU (by kind of kernel,
-with the collectives' share that no other kernel covers), how long the GPU has nothing to do and between which kernels, how long the host
-waits, and how far ahead of the GPU it launches: microseconds mean that the host is the slower one. Of two processes it prints who comes
-later to the collectives. Cases that no longer fit into --seconds are left out. --traces keeps the traces, for Perfetto.
+that know nothing of each other; "-step" is compile_scope: step, "-keep" FSDP2 that gathers weights once a step. Of each process it prints
+what a step takes of the GPU (by kind of kernel and of collective, with what of these no other kernel covers), how long the GPU has nothing
+to do and between which kernels, how long the host waits, and how far ahead of the GPU it launches: microseconds mean that the host is the
+slower one. Of two processes it prints who comes later to the collectives. Cases that no longer fit into --seconds are left out. --traces
+keeps the traces, for Perfetto.
 """
 
 import argparse
@@ -41,6 +42,7 @@ CASES = {
     "fsdp2": {"config": "fsdp2"},
     "apart": {"devices": "01"},
     "ddp-step": {"config": "ddp", "scope": "step"},
+    "fsdp2-keep": {"config": "fsdp2", "options": ["--fsdp_reshard_after_forward", "false"]},
     "other": {"devices": "1"},
 }
 WARMUP, TIMED, WATCHED = 6, 10, 4
@@ -74,19 +76,18 @@ class StepWatch(TrainerCallback):
         self.profiler = profile(activities=[activity], schedule=schedule(wait=0, warmup=1, active=WATCHED, repeat=1))
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step in (WARMUP, WARMUP + TIMED) and torch.cuda.is_available():
+        place = state.global_step - WARMUP - TIMED
+        if place in (-TIMED, 0, 1, 1 + WATCHED) and torch.cuda.is_available():
             torch.cuda.synchronize()
-        if state.global_step == WARMUP:
+        if place == -TIMED:
             self.start = time.perf_counter()
-        elif state.global_step == WARMUP + TIMED:
+        elif place == 0:
             self.seconds = (time.perf_counter() - self.start) / TIMED
             self.profiler.start()
-        elif state.global_step == WARMUP + TIMED + 1 + WATCHED:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+        elif place == 1 + WATCHED:
             self.profiler.stop()
             self.profiler.export_chrome_trace(str(self.trace))
-        elif state.global_step > WARMUP + TIMED:
+        elif place > 0:
             self.profiler.step()
 
 
@@ -170,6 +171,7 @@ def describe(device: list[Span], calls: list[Span]) -> dict:
         "watched_ms": total / 1e3 / WATCHED,
         "busy_ms": length(device) / 1e3 / WATCHED,
         "kinds": {kind: round(sums[kind], 2) for kind in KINDS},
+        "collective_ms": sum_collectives(device),
         "exposed_nccl_ms": (length(device) - length(computing)) / 1e3 / WATCHED,
         "kernels": len(device) / WATCHED,
         "waits_ms": sum(waits),
@@ -178,6 +180,17 @@ def describe(device: list[Span], calls: list[Span]) -> dict:
         "gaps": find_gaps(device),
         "collectives": [(span.start, span.end, span.name[:40]) for span in device if kind_of(span.name) == "nccl"],
     }
+
+
+def sum_collectives(device: list[Span]) -> dict[str, str]:
+    """Return milliseconds and number a step of each kind of collective."""
+    lasted, times = Counter(), Counter()
+    for span in device:
+        if kind_of(span.name) == "nccl":
+            name = span.name.replace("ncclDevKernel_", "").partition("_")[0]
+            lasted[name] += (span.end - span.start) / 1e3 / WATCHED
+            times[name] += 1 / WATCHED
+    return {name: f"{lasted[name]:.2f} in {times[name]:.0f}" for name in lasted}
 
 
 def find_gaps(device: list[Span]) -> list[tuple[float, float, str, str]]:
@@ -203,7 +216,7 @@ def print_case(case: str, seen: list[dict], num_gaps: int) -> None:
             f"nccl not covered {one['exposed_nccl_ms']:.2f}; host waits {one['waits_ms']:.1f} ms in {one['waits']:.0f} calls, "
             f"ahead by us (quartiles) {one['ahead_us']}"
         )
-        print("   kernels, ms: " + ", ".join(f"{kind} {value}" for kind, value in one["kinds"].items()))
+        print("   kernels, ms: " + ", ".join(f"{kind} {value}" for kind, value in one["kinds"].items()), one["collective_ms"] or "")
     for lasted, times, before, after in (seen[0].get("gaps", []) if seen else [])[:num_gaps]:
         print(f"   idle {lasted:.2f} ms in {times:.1f}: {shorten(before)} > {shorten(after)}")
     if len(seen) == 2 and case != "apart" and all(one.get("collectives") for one in seen):
@@ -216,12 +229,16 @@ def shorten(name: str) -> str:
 
 def print_arrivals(first: list, second: list) -> None:
     """Print how far apart two processes begin their collectives, by clocks set so that they end them together."""
-    if [name for *_, name in first] != [name for *_, name in second]:
-        print(f"   collectives: {len(first)} and {len(second)}, not the same")
+    pairs = []
+    for name in {name for *_, name in first} & {name for *_, name in second}:  # those of one kind come in one order
+        mine, theirs = ([span for span in spans if span[2] == name] for spans in (first, second))
+        number = min(len(mine), len(theirs))
+        pairs += zip(mine[-number:], theirs[-number:], strict=True)  # both traces end when all is done
+    if not pairs:
         return
-    shift = statistics.median(one[1] - other[1] for one, other in zip(first, second, strict=True))
-    late = [(one[0] - other[0] - shift) / 1e3 for one, other in zip(first, second, strict=True)]
-    shortest = sum(min(one[1] - one[0], other[1] - other[0]) for one, other in zip(first, second, strict=True)) / 1e3 / WATCHED
+    shift = statistics.median(one[1] - other[1] for one, other in pairs)
+    late = [(one[0] - other[0] - shift) / 1e3 for one, other in pairs]
+    shortest = sum(min(one[1] - one[0], other[1] - other[0]) for one, other in pairs) / 1e3 / WATCHED
     print(
         f"   collectives: {len(late) / WATCHED:.0f} a step, {shortest:.2f} ms once both are there; process 0 comes later by "
         f"{statistics.mean(late):.3f} ms in the mean ({min(late):.2f} to {max(late):.2f})"
@@ -245,7 +262,7 @@ def start(case: str, options: argparse.Namespace, seconds: float) -> list[subpro
     if not torch.cuda.is_available():
         environment["ACCELERATE_USE_CPU"], launcher = "true", ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     else:
-        launcher += ["--main_process_port", "0"]
+        launcher += ["--main_process_port", "0", *chosen.get("options", [])]
     command = [sys.executable, "-m", *launcher, "-m", *here[2:], *own]
     return [subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)]
 
