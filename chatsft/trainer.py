@@ -1,5 +1,6 @@
 """ChatTrainer: transformers' Trainer with nanochat's optimizer, schedule and loss."""
 
+import contextlib
 import logging
 import math
 from functools import partial
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 
 from chatsft.arguments import ChatArguments
-from chatsft.captured_step import CapturedStep
+from chatsft.captured_step import CapturedStep, on_capture_stream
 from chatsft.guarded_trainer import GuardedTrainer
 from chatsft.model.head import GPTHead
 from chatsft.model.modeling_gpt import GPTForCausalLM
@@ -79,6 +80,11 @@ class ChatTrainer(NanochatTraining, GuardedTrainer):
         finally:
             if self.captured is not None:
                 self.captured.release()
+
+    def _prepare_for_training(self, *args, **kwargs):
+        is_captured = self.captured is not None and self.args.device.type == "cuda"
+        with on_capture_stream() if is_captured else contextlib.nullcontext():
+            return super()._prepare_for_training(*args, **kwargs)
 
     def compute_micro_batch(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self.captured is None:
