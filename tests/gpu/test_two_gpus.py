@@ -64,7 +64,7 @@ def run_captured(folder: Path, compile_scope: str) -> tuple[list[float], int]:
     """Train with compiled layers, and count the graphs that were replayed."""
     with launched_with("ddp"), mock.patch.object(StepGraph, "replay", autospec=True, side_effect=StepGraph.replay) as replay:
         forget_state()
-        return losses(train(folder, "2026", compile_scope=compile_scope)), replay.call_count
+        return losses(train(folder, "2026", compile_scope=compile_scope, dataloader_num_workers=0)), replay.call_count
 
 
 def test_two_gpus_train_with_captured_steps_as_without(two_gpus, tmp_path):
