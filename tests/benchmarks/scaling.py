@@ -138,6 +138,7 @@ def run_part(part: str, options: argparse.Namespace) -> None:
     variants = [("alone" if part == "one" else "shared", depth, ChatTrainer, {}) for depth in options.depths]
     if part == "others":
         variants = [("replicated", depth, ReplicatedMuon, {}) for depth in options.depths]
+        variants += [("shared, one graph a step", depth, ChatTrainer, {"compile_scope": "step"}) for depth in options.depths]
         variants += [("shared, layers in one graph", options.depths[0], ChatTrainer, {"compile_scope": "stack"})]
     for name, depth, kind, settings in variants:
         report({"part": part, "depth": depth, "muon": name} | measure(kind, depth, options.rows, options.steps, **settings))
