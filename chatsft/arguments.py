@@ -1,5 +1,6 @@
 """The arguments of a run, which are also the keys of a recipe."""
 
+import multiprocessing
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -164,6 +165,8 @@ class RunArguments:
             raise RecipeError("bf16 is set, but there is no GPU here. To train on the CPU, set bf16: false and use_cpu: true.")
         _check_output_dir(self.output_dir)
         super().__post_init__()
+        if self.dataloader_num_workers and self.dataloader_multiprocessing_context is None:
+            self.dataloader_multiprocessing_context = _safe_start_method()
         _check_loggers(self.report_to)
         _check_numbers(self)
         _check_choice("optimizer", self.optimizer, ("muon_2025", "muon_2026", "adamw"))
@@ -203,7 +206,7 @@ class ChatArguments(RunArguments, TrainingArguments):
         torch_compile: compile the layers for training (Trainer itself would compile the whole model, evaluation included).
         compile_scope: what torch_compile takes at a time: "layer", quick to compile at every depth; "stack", all layers as one, which
             compiles for longer and spares the host a little in each step; or "step", layers whose forward and backward pass are then
-            captured as one CUDA graph, which leaves the host almost nothing to do: for small models, on one GPU.
+            captured as one CUDA graph, which leaves the host almost nothing to do: for small models, on one GPU or under DDP.
         activation_memory_budget: with torch_compile, the share of the activations that is kept for the backward pass; below 1 the cheap
             ones are computed again (docs/benchmarks.md has memory and speed).
         max_skipped_in_a_row: steps in a row that may be left out because of a NaN or for lack of memory before the run ends.
@@ -262,6 +265,15 @@ def check_deepspeed(key: str, optimizer: str) -> None:
 def _changed(arguments: ModelArguments) -> list[str]:
     """List the settings that are not at their defaults."""
     return [entry.name for entry in fields(arguments) if getattr(arguments, entry.name) != entry.default]
+
+
+def _safe_start_method() -> str:
+    """Start the data loader's workers from a process without threads.
+
+    A fork copies whatever locks CUDA, NCCL and the compiler hold in their threads at that moment, and nobody releases the copies: now and
+    then, in one of very many starts, a worker waits for ever, and with it the run.
+    """
+    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 def _check_hub(args: RunArguments) -> None:

@@ -1,10 +1,11 @@
 """The gradients of an optimizer step: gathered on each process, averaged during the last backward pass, measured."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
+import torch._dynamo
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -24,18 +25,21 @@ class GradientAverager:
 
     All processes send in one order: the first step sends everything at its end, and notes the order in which the gradients of the main
     process became ready, which holds from then on.
+
+    Args:
+        sends_early: False where nobody learns when a gradient is ready, as in a CUDA graph; then all are sent in `finish`.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, sends_early: bool = True):
         is_ddp = isinstance(model, DistributedDataParallel)
         self.params = [param for param in model.parameters() if param.requires_grad] if is_ddp else []
-        self.is_last, self.buckets, self.is_ordered = False, [], False
+        self.is_last, self.buckets, self.is_ordered = False, [], not sends_early
         if self.params:
             self.group = model.process_group
             averages = dist.get_backend(self.group) == dist.Backend.NCCL  # gloo can only add
             self.operation, self.divisor = (dist.ReduceOp.AVG, 1) if averages else (dist.ReduceOp.SUM, self.group.size())
             self._plan(range(len(self.params)))
-        for index, param in enumerate(self.params):
+        for index, param in enumerate(self.params if sends_early else ()):
             param.register_post_accumulate_grad_hook(partial(self._note, index))
 
     def begin(self, is_last: bool) -> None:
@@ -90,9 +94,18 @@ class GradientAverager:
         self.places = {index: place for place, bucket in enumerate(self.buckets) for index in bucket}
 
 
-def local_gradients(model: nn.Module) -> contextlib.AbstractContextManager:
-    """Keep DDP from averaging gradients by itself; other models are left as they are."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+@contextlib.contextmanager
+def local_gradients(model: nn.Module) -> Iterator[None]:
+    """Keep DDP from averaging gradients by itself, and the compiler from cutting layers along its buckets; leave other models as they are.
+
+    The compiler would cut so that DDP can send a part of a layer's gradients early, and could no longer fuse across the cuts: the
+    activations there would be written once more for the backward pass. Here gradients are sent layer by layer anyway.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        yield
+        return
+    with model.no_sync(), torch._dynamo.config.patch(optimize_ddp=False):
+        yield
 
 
 def gradient_norms(groups: Iterable[dict]) -> dict[str, Tensor]:

@@ -27,16 +27,21 @@ class FlatteningCollator:
         self.max_length, self.pad_token_id, self.max_segments, self.loss_chunk = max_length, pad_token_id, max_segments, loss_chunk
 
     def __call__(self, rows: Sequence[dict]) -> dict:
-        ids, labels, lengths = zip(*(self._fill(row) for row in rows), strict=True)
-        lengths = np.concatenate(lengths)
-        labels = np.concatenate(labels)
+        ids, labels = np.full((len(rows), self.max_length), self.pad_token_id), np.full((len(rows), self.max_length), IGNORED)
+        lengths = []
+        for place, row in enumerate(rows):
+            filled = len(row["input_ids"])
+            ids[place, :filled], labels[place, :filled] = row["input_ids"], row["labels"]
+            lengths += [row["seq_lengths"], [self.max_length - filled] if filled < self.max_length else []]
+        ids, labels, lengths = ids.ravel(), labels.ravel(), np.concatenate(lengths).astype(np.int64)
+        starts = lengths.cumsum() - lengths
         bounds = np.full(len(rows) * (self.max_segments + 1) + 1, lengths.sum(), np.int32)
-        bounds[: len(lengths) + 1] = np.concatenate([[0], lengths.cumsum()])
+        bounds[: len(lengths) + 1] = np.append(starts, lengths.sum())
         cu_seq_lens = torch.from_numpy(bounds)
         return {
-            "input_ids": torch.from_numpy(np.concatenate(ids))[None],
+            "input_ids": torch.from_numpy(ids)[None],
             "labels": torch.from_numpy(labels)[None],
-            "position_ids": torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
+            "position_ids": torch.from_numpy(np.arange(len(ids)) - np.repeat(starts, lengths))[None],
             "cu_seq_lens_q": cu_seq_lens,
             "cu_seq_lens_k": cu_seq_lens,
             "max_length_q": self.max_length,
@@ -44,12 +49,6 @@ class FlatteningCollator:
             "supervised_positions": _supervised_positions(labels, self.loss_chunk),
             "num_tokens": sum(len(row["input_ids"]) for row in rows),
         }
-
-    def _fill(self, row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        free = self.max_length - len(row["input_ids"])
-        ids = np.pad(row["input_ids"], (0, free), constant_values=self.pad_token_id)
-        labels = np.pad(row["labels"], (0, free), constant_values=IGNORED)
-        return ids, labels, np.append(row["seq_lengths"], free) if free else row["seq_lengths"]
 
 
 class EvaluationCollator:

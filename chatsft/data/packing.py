@@ -9,6 +9,7 @@ from itertools import chain
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from torch.utils.data import Dataset
 
 from chatsft.model.head_loss import IGNORED
@@ -23,7 +24,7 @@ class ConversationRows(Dataset):
     """
 
     def __init__(self, rendered: datasets.Dataset, rows: Sequence[Sequence[int]]):
-        self.rendered = rendered.select_columns(["input_ids", "assistant_masks"]).with_format("numpy")
+        self.rendered = rendered.select_columns(["input_ids", "assistant_masks"]).with_format("arrow")
         self.images = rendered.select_columns(["images"]) if "images" in rendered.column_names else None
         self.origins = rendered.select_columns(["origin"]) if "origin" in rendered.column_names else None
         self.rows = rows
@@ -32,13 +33,16 @@ class ConversationRows(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        conversations = self.rendered[list(self.rows[index])] if len(self.rows[index]) else {"input_ids": [], "assistant_masks": []}
-        ids, masks = conversations["input_ids"], conversations["assistant_masks"]
         images = {} if self.images is None else {"images": list(chain(*self.images[list(self.rows[index])]["images"]))}
+        if not len(self.rows[index]):
+            return images | dict.fromkeys(("input_ids", "labels", "seq_lengths"), np.empty(0, np.int64))
+        table = self.rendered[list(self.rows[index])]
+        ids, masks = table["input_ids"].combine_chunks(), table["assistant_masks"].combine_chunks()
+        input_ids, lengths = _flat(ids), ids.value_lengths().to_numpy().astype(np.int64)
         return images | {
-            "input_ids": np.concatenate([np.empty(0, np.int64), *ids]),
-            "labels": np.concatenate([np.empty(0, np.int64), *map(conversation_labels, ids, masks)]),
-            "seq_lengths": np.array([len(conversation) for conversation in ids], np.int64),
+            "input_ids": input_ids,
+            "labels": conversation_labels(input_ids, _flat(masks), lengths),
+            "seq_lengths": lengths,
         }
 
     def name_conversations(self, rows: Sequence[int]) -> list[str]:
@@ -47,14 +51,14 @@ class ConversationRows(Dataset):
         return [] if self.origins is None else self.origins[conversations]["origin"]
 
 
-def conversation_labels(input_ids: np.ndarray, assistant_masks: np.ndarray) -> np.ndarray:
-    """Label the trained tokens with their ids; the first token has nothing before it to be predicted from.
+def conversation_labels(input_ids: np.ndarray, assistant_masks: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Label the trained tokens of conversations, end to end, with their ids; the first of each has nothing before it to be predicted from.
 
-    >>> conversation_labels(np.array([5, 6, 7, 8]), np.array([1, 0, 1, 1])).tolist()
-    [-100, -100, 7, 8]
+    >>> conversation_labels(np.array([5, 6, 7, 8, 9]), np.array([1, 0, 1, 1, 1]), lengths=np.array([3, 2])).tolist()
+    [-100, -100, 7, -100, 9]
     """
-    labels = np.where(assistant_masks == 1, input_ids, IGNORED).astype(np.int64)
-    labels[:1] = IGNORED
+    labels = np.where(assistant_masks == 1, input_ids, IGNORED)
+    labels[(lengths.cumsum() - lengths)[lengths > 0]] = IGNORED
     return labels
 
 
@@ -146,3 +150,8 @@ def _first_fit_decreasing(indices: Sequence[int], lengths: Sequence[int], capaci
         rows[place].append(index)
         rooms[place] -= int(lengths[index])
     return rows
+
+
+def _flat(lists: pa.Array) -> np.ndarray:
+    """Return the values of an array of lists, end to end; arrow keeps them that way."""
+    return lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)

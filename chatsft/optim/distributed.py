@@ -15,7 +15,6 @@ to send what the other processes need, and `finish` takes over what they sent.
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import zip_longest
 
 import torch
 import torch.distributed as dist
@@ -47,19 +46,26 @@ class Replicated(Alone):
     """Every process holds every matrix (DDP) and steps those it owns."""
 
     def __init__(self, params: Sequence[Tensor], owners: Sequence[int], group: ProcessGroup):
-        self.group, self.blank, self.works = group, torch.empty_like(params[0]), []
+        self.group, self.gathered, self.work = group, None, None
         self.owned = [[param for param, owner in zip(params, owners, strict=True) if owner == rank] for rank in range(group.size())]
         super().__init__(self.owned[group.rank()])
 
     def publish(self) -> None:
-        """Start to gather the new matrices, straight into their places; those that own fewer send a blank at last."""
-        for matrices in zip_longest(*self.owned, fillvalue=self.blank):
-            work = dist.all_gather(list(matrices), matrices[self.group.rank()], group=self.group, async_op=True)
-            self.works.append(work)
+        """Start to gather the new matrices, all at once; those that own fewer fill up with what nobody reads."""
+        some, most = next(filter(None, self.owned))[0], max(map(len, self.owned))
+        self.gathered = some.new_empty(self.group.size(), most, *some.shape)
+        sent = self.gathered[self.group.rank()]
+        if self.mine:
+            torch._foreach_copy_(list(sent[: len(self.mine)]), self.mine)
+        self.work = self.group.allgather_into_tensor_coalesced([self.gathered.flatten(0, 1)], [sent])
 
     def finish(self) -> None:
-        for work in self.works:
-            work.wait()
+        """Take over what the others own."""
+        self.work.wait()
+        for rank, params in enumerate(self.owned):
+            if params and rank != self.group.rank():
+                torch._foreach_copy_(params, list(self.gathered[rank, : len(params)]))
+        self.gathered = None
 
 
 class Sharded(Alone):

@@ -59,7 +59,6 @@ def measure(kind: type, depth: int, rows: int, steps: int, warmup: int = 8) -> f
         torch_compile=True,
         logging_steps=10_000,
         disable_tqdm=True,
-        dataloader_num_workers=2,
     )
     data = conversations(rows * args.world_size * 60, 65536)
     packed = pack_rows([len(ids) for ids in data["input_ids"]], LENGTH)[: rows * args.world_size * 8] * (1 + (steps + warmup) // 8)

@@ -10,6 +10,7 @@ there; a part that fails does not keep the others from running. The second print
 """
 
 import argparse
+import faulthandler
 import gc
 import json
 import math
@@ -38,6 +39,8 @@ VOCABULARY = 65536
 WARMUP, PROBES = 4, 3
 SAME_ROWS, SAME_STEPS, SAME_DEPTH, SAME_VOCABULARY = 16, 20, 4, 8192
 TOLERANCE = 0.01
+STUCK = 180
+"""Seconds after which a training for the losses counts as stuck; then every thread says where."""
 GIGA = 1e9
 RATE, BANDWIDTH = 375e12, 300e9
 """What the estimate assumes: operations per second of one GPU in training, bytes per second of a collective into and out of each GPU."""
@@ -69,15 +72,8 @@ class OptimizerProbe(TrainerCallback):
 
 
 def build_trainer(kind: type[ChatTrainer], model, rows: list, data, generation: str, callbacks: Iterable = (), **settings) -> ChatTrainer:
-    args = ChatArguments(
-        output_dir=tempfile.mkdtemp(),
-        optimizer=f"muon_{generation}",
-        bf16=True,
-        torch_compile=True,
-        dataloader_num_workers=2,
-        disable_tqdm=True,
-        **settings,
-    )
+    settings = {"bf16": True, "torch_compile": True, "disable_tqdm": True} | settings
+    args = ChatArguments(output_dir=tempfile.mkdtemp(), optimizer=f"muon_{generation}", **settings)
     collator = FlatteningCollator(LENGTH, 0, max(map(len, rows)), chunk_size(args.per_device_train_batch_size * LENGTH))
     return kind(model=model, args=args, train_dataset=ConversationRows(data, rows), data_collator=collator, callbacks=[*callbacks])
 
@@ -142,11 +138,14 @@ def run_part(part: str, options: argparse.Namespace) -> None:
     variants = [("alone" if part == "one" else "shared", depth, ChatTrainer, {}) for depth in options.depths]
     if part == "others":
         variants = [("replicated", depth, ReplicatedMuon, {}) for depth in options.depths]
+        variants += [("shared, one graph a step", depth, ChatTrainer, {"compile_scope": "step"}) for depth in options.depths]
         variants += [("shared, layers in one graph", options.depths[0], ChatTrainer, {"compile_scope": "stack"})]
     for name, depth, kind, settings in variants:
         report({"part": part, "depth": depth, "muon": name} | measure(kind, depth, options.rows, options.steps, **settings))
     for generation in ("2025", "2026") if part != "others" else ():
+        faulthandler.dump_traceback_later(STUCK, exit=True)
         report({"part": part} | train_for_losses(generation))
+        faulthandler.cancel_dump_traceback_later()
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -172,7 +172,6 @@ def train_steps(depth: int, vocab_size: int, year: str, attention: str | None, r
         bf16=True,
         torch_compile=True,
         logging_steps=10_000,
-        dataloader_num_workers=2,
         disable_tqdm=True,
         **settings,
     )
