@@ -206,7 +206,7 @@ class ChatArguments(RunArguments, TrainingArguments):
         torch_compile: compile the layers for training (Trainer itself would compile the whole model, evaluation included).
         compile_scope: what torch_compile takes at a time: "layer", quick to compile at every depth; "stack", all layers as one, which
             compiles for longer and spares the host a little in each step; or "step", layers whose forward and backward pass are then
-            captured as one CUDA graph, which leaves the host almost nothing to do: for small models, on one GPU or under DDP.
+            captured as one CUDA graph, which leaves the host almost nothing to do: for small models, on one GPU.
         activation_memory_budget: with torch_compile, the share of the activations that is kept for the backward pass; below 1 the cheap
             ones are computed again (docs/benchmarks.md has memory and speed).
         max_skipped_in_a_row: steps in a row that may be left out because of a NaN or for lack of memory before the run ends.

@@ -4,11 +4,9 @@ It pays where the host is slower than the GPU: small models, short rows, slow pr
 losses and gradients are the same. It costs memory: activations and gradients keep their places between steps, evaluation included.
 """
 
-import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,32 +22,10 @@ MAX_GRAPHS = 4
 Compute = Callable[[dict, Tensor | None], Tensor]
 
 
-@cache
-def capture_stream() -> torch.cuda.Stream:
-    """Return the stream that graphs are captured on."""
-    return torch.cuda.Stream()
-
-
-@contextlib.contextmanager
-def on_capture_stream() -> Iterator[None]:
-    """Wrap a model in DDP on the stream of the captures.
-
-    DDP keeps the nodes that accumulate gradients, which run on the stream that they were made on; a capture on one stream cannot hold work
-    of the default stream. Steps that are not captured go between both streams, of which torch would warn.
-    """
-    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-    capture_stream().wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(capture_stream()):
-        yield
-    torch.cuda.current_stream().wait_stream(capture_stream())
-
-
 def record(run: Callable[[], None]) -> Callable[[], None]:
     """Capture what a function launches, and return what launches it again."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(
-        graph, stream=capture_stream(), capture_error_mode="thread_local"
-    ):  # the thread that pins batches goes on meanwhile
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # the thread that pins batches goes on meanwhile
         run()
     return graph.replay
 

@@ -25,21 +25,18 @@ class GradientAverager:
 
     All processes send in one order: the first step sends everything at its end, and notes the order in which the gradients of the main
     process became ready, which holds from then on.
-
-    Args:
-        sends_early: False where nobody learns when a gradient is ready, as in a CUDA graph; then all are sent in `finish`.
     """
 
-    def __init__(self, model: nn.Module, sends_early: bool = True):
+    def __init__(self, model: nn.Module):
         is_ddp = isinstance(model, DistributedDataParallel)
         self.params = [param for param in model.parameters() if param.requires_grad] if is_ddp else []
-        self.is_last, self.buckets, self.is_ordered = False, [], not sends_early
+        self.is_last, self.buckets, self.is_ordered = False, [], False
         if self.params:
             self.group = model.process_group
             averages = dist.get_backend(self.group) == dist.Backend.NCCL  # gloo can only add
             self.operation, self.divisor = (dist.ReduceOp.AVG, 1) if averages else (dist.ReduceOp.SUM, self.group.size())
             self._plan(range(len(self.params)))
-        for index, param in enumerate(self.params if sends_early else ()):
+        for index, param in enumerate(self.params):
             param.register_post_accumulate_grad_hook(partial(self._note, index))
 
     def begin(self, is_last: bool) -> None:

@@ -44,7 +44,6 @@ class GuardedTrainer(ResumableTrainer):
         self.guard = StepGuard(self.accelerator, can_drop, self.is_sharded)
         self.step_tokens = torch.zeros((), dtype=torch.long)
         self.averager: GradientAverager | None = None
-        self.sends_gradients_early = True
         self.unread: Step | None = None
         self._begin_run()
 
@@ -73,7 +72,7 @@ class GuardedTrainer(ResumableTrainer):
             The loss of the whole step after its last micro-batch; zero before, and for a step that is left out.
         """
         if self.averager is None:
-            self.averager = GradientAverager(model, self.sends_gradients_early)
+            self.averager = GradientAverager(model)
         self.averager.begin(is_last=self.accelerator.sync_gradients)
         with local_gradients(model):
             self.guard.attempt(partial(self.compute_micro_batch, model, inputs, num_items_in_batch))

@@ -1,6 +1,5 @@
 """ChatTrainer: transformers' Trainer with nanochat's optimizer, schedule and loss."""
 
-import contextlib
 import logging
 import math
 from functools import partial
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 
 from chatsft.arguments import ChatArguments
-from chatsft.captured_step import CapturedStep, on_capture_stream
+from chatsft.captured_step import CapturedStep
 from chatsft.guarded_trainer import GuardedTrainer
 from chatsft.model.head import GPTHead
 from chatsft.model.modeling_gpt import GPTForCausalLM
@@ -57,7 +56,6 @@ class ChatTrainer(NanochatTraining, GuardedTrainer):
         elif self.args.compile_layers:
             logger.warning("torch_compile compiles the layers of chatsft's own models; %s runs as it is", type(base).__name__)
         self.captured = self._captured_step() if self.args.compile_layers and self.args.compile_scope == "step" else None
-        self.sends_gradients_early = self.captured is None
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -81,25 +79,18 @@ class ChatTrainer(NanochatTraining, GuardedTrainer):
             if self.captured is not None:
                 self.captured.release()
 
-    def _prepare_for_training(self, *args, **kwargs):
-        is_captured = self.captured is not None and self.args.device.type == "cuda"
-        with on_capture_stream() if is_captured else contextlib.nullcontext():
-            return super()._prepare_for_training(*args, **kwargs)
-
     def compute_micro_batch(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self.captured is None:
             return super().compute_micro_batch(model, inputs, num_items_in_batch)
         return self.captured(self._prepare_inputs(inputs), num_items_in_batch, self.current_gradient_accumulation_steps)
 
     def _captured_step(self) -> CapturedStep | None:
-        """Capture micro-batches where nothing but their values changes from one to the next, and no process waits for another in them."""
-        is_whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        if self.args.device.type == "cuda" and is_whole and type(without_adapter(self.model)) is GPTForCausalLM:
-            compute = partial(super().compute_micro_batch, self.model)  # not what DDP puts around it, which sends nothing here
+        """Capture micro-batches where nothing but their values changes from one to the next."""
+        if self.args.device.type == "cuda" and self.args.world_size == 1 and type(without_adapter(self.model)) is GPTForCausalLM:
+            compute = partial(super().compute_micro_batch, self.model)
             return CapturedStep(compute, [param for param in self.model.parameters() if param.requires_grad])
         logger.warning(
-            "compile_scope 'step' captures chatsft's text models on GPUs that hold all of one; here the layers are compiled and nothing is "
-            "captured"
+            "compile_scope 'step' captures chatsft's text models on one GPU; here the layers are compiled and nothing is captured"
         )
         return None
 

@@ -21,6 +21,9 @@ from tests.benchmarks.generation import build_ours
 
 KINDS = {"qkv": 0, "attend": 1, "o": 2, "up": 3, "down": 4}
 WIDEST = 200 * 1024
+FEW_ROWS_TILES = [(16, 128, 4), (16, 256, 8), (32, 256, 8)]
+FEW_ROWS_LOADS = [(4, 0, 1, 128), (5, 0, 1, 128), (5, 2, 1, 168), (8, 3, 1, 168), (4, 0, 4, 128), (4, 0, 5, 128), (3, 1, 5, 128)]
+"""Blocks of weights preloaded and of inputs ahead, programs for each tile, registers."""
 
 
 def microseconds(launches: list[Launch], repeats: int = 20) -> float:
@@ -46,8 +49,9 @@ def tiles(rows: int) -> list[Tile]:
     if rows == 1:
         sizes = itertools.product((1, 2, 4, 8, 16), (512, 1024, 2048, 4096, 8192), (2, 4, 8))
         return [Tile(*size) for size in sizes if 16 <= size[0] * size[1] / size[2] / 32 <= 128]
+    few = [Tile(*size, 1, *loads) for size in FEW_ROWS_TILES for loads in FEW_ROWS_LOADS] if rows <= kernel_step.FEW_ROWS else []
     every = [Tile(*sizes) for sizes in itertools.product((16, 32, 64), (128, 256), (4, 8), (3, 4, 6))]
-    return [tile for tile in every if (max(16, rows) + tile.num_outputs) * tile.num_inputs * tile.num_stages * 2 <= WIDEST]
+    return few + [tile for tile in every if (max(16, rows) + tile.num_outputs) * tile.num_inputs * tile.num_stages * 2 <= WIDEST]
 
 
 def of_kind(chain: KernelChain, kind: str) -> list[Launch]:
@@ -63,7 +67,8 @@ def time_products(model, workspace: Workspace, top: int) -> None:
         chain = KernelChain(model, workspace.cache, workspace.dtype)
         for kind in ("qkv", "o", "up", "down", "head"):
             launches = of_kind(chain, kind)
-            if tile is not None and launches[0].constants["K"] <= tile.num_inputs // 2:
+            inputs = launches[0].constants["K"] // (1 if tile is None else tile.splits)
+            if tile is not None and (inputs <= tile.num_inputs // 2 or inputs < tile.preload * tile.num_inputs):
                 continue
             with suppress(OutOfResources):  # a tile that does not fit after all
                 found.setdefault(kind, []).append((microseconds(launches), tile, launches[0].constants))
@@ -76,13 +81,14 @@ def time_products(model, workspace: Workspace, top: int) -> None:
 
 def time_attention(model, workspace: Workspace, length: int) -> None:
     config, rows = model.config, workspace.slots.num_slots
-    choose = kernel_step.choose_splits
+    choices = kernel_step.choose_splits, kernel_step.choose_keys
     for keys, splits in itertools.product((16, 32, 64), (1, 2, 4, 8, 16)):
-        kernel_step.choose_splits = lambda num_pairs, chosen=(splits, keys): chosen
+        kernel_step.choose_splits = lambda num_pairs, chosen=splits: chosen
+        kernel_step.choose_keys = lambda head_dim, itemsize, chosen=keys: chosen
         time = microseconds(of_kind(KernelChain(model, workspace.cache, workspace.dtype), "attend"))
         read = 4 * rows * length * config.num_key_value_heads * config.head_dim
         print(f"attend {time:8.2f} us {read / time / 1e6:6.2f} TB/s  {keys} keys at a time, {splits} splits", flush=True)
-    kernel_step.choose_splits = choose
+    kernel_step.choose_splits, kernel_step.choose_keys = choices
 
 
 @torch.no_grad()

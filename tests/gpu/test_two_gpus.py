@@ -12,9 +12,7 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from chatsft.captured_step import WARM_UP, StepGraph
 from tests.fault_cases import ROWS, forget_state, run_case
-from tests.gpu.test_captured_step import train
 from tests.test_accelerate_configs import launch_environment
 from tests.tiny_training import FaultyTrainer, build_rows, build_trainer, losses
 from tests.two_processes import TwoProcesses
@@ -58,21 +56,6 @@ def test_a_fault_on_one_gpu_equals_a_run_without_the_rows_of_its_step(two_gpus, 
         assert faulty == pytest.approx(reference, rel=1e-3)
         assert result["is_equal"]
         assert [log["step"] for log in result["skipped"]] == [case[2] + 1]
-
-
-def run_captured(folder: Path, compile_scope: str) -> tuple[list[float], int]:
-    """Train with compiled layers, and count the graphs that were replayed."""
-    with launched_with("ddp"), mock.patch.object(StepGraph, "replay", autospec=True, side_effect=StepGraph.replay) as replay:
-        forget_state()
-        return losses(train(folder, "2026", compile_scope=compile_scope, dataloader_num_workers=0)), replay.call_count
-
-
-def test_two_gpus_train_with_captured_steps_as_without(two_gpus, tmp_path):
-    captured = two_gpus.run(run_captured, tmp_path, "step")
-    plain = two_gpus.run(run_captured, tmp_path, "layer")
-    for (losses_captured, replays), (losses_plain, no_replays) in zip(captured, plain, strict=True):
-        assert (replays, no_replays) == (12 - WARM_UP, 0)
-        assert losses_captured == pytest.approx(losses_plain, rel=1e-4)
 
 
 def run_and_resume(folder: Path, config: str) -> dict:
