@@ -72,9 +72,9 @@ def choose_tile(num_rows: int, num_outputs: int, num_inputs: int, itemsize: int)
     """Return the tile for a product, narrowed along the inputs and with fewer loads under way until it fits into shared memory.
 
     >>> choose_tile(1, 3840, 1280, 2)
-    Tile(num_outputs=4, num_inputs=1024, num_warps=4, num_stages=3)
+    Tile(num_outputs=4, num_inputs=1024, num_warps=4, num_stages=3, preload=0, ahead=0, splits=1, max_registers=None)
     >>> choose_tile(128, 1280, 5120, 2)
-    Tile(num_outputs=16, num_inputs=64, num_warps=4, num_stages=4)
+    Tile(num_outputs=16, num_inputs=64, num_warps=4, num_stages=4, preload=0, ahead=0, splits=1, max_registers=None)
     """
     if 1 < num_rows <= FEW_ROWS and itemsize == 2 and num_outputs <= MANY_OUTPUTS:
         return _tile_for_few_rows(num_outputs, num_inputs)
