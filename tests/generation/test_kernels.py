@@ -2,6 +2,7 @@
 
 import pytest
 
+from chatsft.generation.kernel_step import MULTIPROCESSORS, choose_tile
 from tests.generation.triton_process import check, needs_triton
 
 pytestmark = needs_triton
@@ -62,3 +63,14 @@ def test_every_kernel_compiles_for_an_h100_and_fits_into_it(options, tmp_path):
         {False, True} if few_rows else {several_rows}
     )  # the head has many outputs
     assert all(kernel["tensor_cores"] == (several_rows and options.get("dtype") != "float32") for kernel in products)
+
+
+@pytest.mark.parametrize("num_inputs", [48, 128, 512, 768, 1280, 1664, 2048, 3072, 5120, 6656, 8192])
+@pytest.mark.parametrize("num_outputs", [48, 512, 1280, 3840, 5120, 8192])
+def test_few_rows_load_no_block_beyond_the_inputs(num_outputs, num_inputs):
+    tile = choose_tile(32, num_outputs, num_inputs, 2)
+    assert num_inputs % tile.splits == 0
+    num_blocks = -(-num_inputs // tile.splits // tile.num_inputs)
+    assert 1 <= tile.preload <= num_blocks
+    assert tile.ahead <= num_blocks
+    assert tile.splits * -(-num_outputs // tile.num_outputs) <= max(2 * MULTIPROCESSORS, -(-num_outputs // tile.num_outputs))
