@@ -27,7 +27,7 @@ class FlatteningCollator:
         self.max_length, self.pad_token_id, self.max_segments, self.loss_chunk = max_length, pad_token_id, max_segments, loss_chunk
 
     def __call__(self, rows: Sequence[dict]) -> dict:
-        ids, labels = np.full((len(rows), self.max_length), self.pad_token_id), np.full((len(rows), self.max_length), IGNORED)
+        ids, labels = (np.full((len(rows), self.max_length), fill, np.int64) for fill in (self.pad_token_id, IGNORED))
         lengths = []
         for place, row in enumerate(rows):
             filled = len(row["input_ids"])

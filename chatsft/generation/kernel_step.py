@@ -129,7 +129,9 @@ def choose_keys(head_dim: int, itemsize: int) -> int:
 
 
 def has_bounded_scores(config: GPTConfig) -> bool:
-    """Say whether exponentials of attention's scores can be summed as they are: queries and keys are normed, so 64 bounds nearly all.
+    """Say whether exponentials of attention's scores can be summed as they are.
+
+    Queries and keys are normed, so a score is at most query_key_scale**2 * sqrt(head_dim); up to 64, sums stay within float32.
 
     >>> has_bounded_scores(GPTConfig(query_key_scale=1.2)), has_bounded_scores(GPTConfig(query_key_scale=12.0))
     (True, False)
@@ -210,9 +212,9 @@ class KernelChain:
         self.inner = self._buffer(self.config.intermediate_size)
         self.qkv = self._buffer((self.config.num_attention_heads + 2 * self.config.num_key_value_heads) * self.config.head_dim)
         self.scores = self._buffer(self.config.vocab_size, torch.float32)
-        self.tiles = self._tiles_of(self.config.hidden_size, self.config.hidden_size, model.dtype)
+        self.tiles = self._tiles_of(self.config.hidden_size, model.model.layers[0].self_attn.o_proj)
         self.squares = torch.empty(self.tiles["TILES"], self.num_rows, dtype=torch.float32, device=self.device)
-        self.choice = self._tiles_of(self.config.vocab_size, self.config.hidden_size, model.dtype)
+        self.choice = self._tiles_of(self.config.vocab_size, model.lm_head)
         self.maxima = self._buffer(self.choice["TILES"], torch.float32)
         self.early = {"EARLY": can_launch_early(self.device)}
         self.splits = choose_splits(self.num_rows * self.config.num_attention_heads)
@@ -391,9 +393,10 @@ class KernelChain:
             return self.hidden, self.hidden
         return model.model.resid_lambdas[index:], model.model.x0_lambdas[index:]
 
-    def _tiles_of(self, num_outputs: int, num_inputs: int, dtype: torch.dtype) -> dict[str, int]:
+    def _tiles_of(self, num_outputs: int, matrix: nn.Linear) -> dict[str, int]:
         """Return into how many tiles a product's outputs are divided."""
-        return {"TILES": -(-num_outputs // choose_tile(self.num_rows, num_outputs, num_inputs, dtype.itemsize).num_outputs)}
+        tile = choose_tile(self.num_rows, num_outputs, matrix.in_features, matrix.weight.element_size())
+        return {"TILES": -(-num_outputs // tile.num_outputs)}
 
     def _shared(self, count: int, size: int, splits: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return where programs leave their shares of `count` results, and count themselves in; all launches of a size use the same."""

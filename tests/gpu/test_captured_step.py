@@ -31,7 +31,8 @@ def train(folder, generation: str, callbacks: list[TrainerCallback] | None = Non
         bf16=True,
         torch_compile=True,
         disable_tqdm=True,
-        **{"dataloader_num_workers": 1, **settings},
+        dataloader_num_workers=1,
+        **settings,
     )
     collator = FlatteningCollator(320, 0, 2, 1024)
     trainer = ChatTrainer(model=model, args=args, train_dataset=rows, eval_dataset=rows[:4], data_collator=collator, callbacks=callbacks)

@@ -67,6 +67,11 @@ def assert_same_but_for_ties(model, prompts: list[list[int]], rows: list[list[in
     assert num_ties <= len(rows) / 10
 
 
+def test_scores_without_a_bound_are_left_to_transformers():
+    assert can_decode(build_model("2025", query_key_scale=4.0).cuda())
+    assert not can_decode(build_model("2025", query_key_scale=5.0).cuda())
+
+
 @pytest.mark.usefixtures("launch")
 @pytest.mark.parametrize("year", YEARS)
 @pytest.mark.parametrize("fields", [{}, WIDE], ids=["heads of 12", "heads of 128"])
