@@ -25,6 +25,7 @@ class TracedRows(Dataset):
         return self.rows[index]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 def test_workers_read_what_the_trainer_would_read_and_are_not_forked_from_it(tmp_path):
     alone = build_trainer(tmp_path / "alone", TracedRows(tmp_path / "read_alone"))
