@@ -123,11 +123,10 @@ def import_cycle(sources: Sources) -> list[str]:
 
 
 def long_functions(sources: Sources) -> list[str]:
-    """Look at bodies alone: the signature of a kernel takes a line for each of forty arguments."""
     found = []
     for module, source in sources.items():
         functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-        lengths = [(node.name, node.end_lineno - node.body[0].lineno + 1) for node in functions]
+        lengths = [(node.name, node.end_lineno - node.lineno + 1) for node in functions]
         found += [f"{module}.{name} has {length} lines" for name, length in lengths if length > MAX_FUNCTION_LINES]
     return found
 
@@ -171,7 +170,7 @@ def test_the_package_keeps(check):
             {"chatsft.tasks.a": "from .b import x", "chatsft.tasks.b": "from . import a", "chatsft.tasks": ""},
             "chatsft.tasks.a",
         ),
-        (long_functions, {"chatsft.a": "class A:\n  def f(self):\n" + "    x = 1\n" * 61}, "chatsft.a.f has 61 lines"),
+        (long_functions, {"chatsft.a": "class A:\n  def f(self):\n" + "    x = 1\n" * 60}, "chatsft.a.f has 61 lines"),
         (long_files, {"chatsft.a": "\n" * 521}, "chatsft.a has 521 lines"),
         (vague_names, {"chatsft.data.mask_utils": ""}, "chatsft.data.mask_utils"),
     ],

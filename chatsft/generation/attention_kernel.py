@@ -55,18 +55,11 @@ def attend(
     length = tl.load(fields + AT_LENGTH * M + row)  # this and what is cached was written in earlier steps, so need not be waited for
     begin, end = _range(length, tl.load(fields + AT_HALTED * M + row) != 0, split, WINDOW, BLOCK_T, SPLITS)
     cached = (row.to(tl.int64) * KV_HEADS + kv_head) * CAPACITY * D
-    keys += cached
-    values += cached
-    half = tl.arange(0, BLOCK_H)
-    cos, sin = load(cosines + length * (D // 2), half, half < D // 2), load(sines + length * (D // 2), half, half < D // 2)
-    new = qkv + row * (HEADS + 2 * KV_HEADS) * D
-    q_0 = tl.zeros([BLOCK_H], tl.float32)
-    q_1 = tl.zeros([BLOCK_H], tl.float32)
-    total = tl.zeros([BLOCK_T], tl.float32)
-    acc_0 = tl.zeros([BLOCK_T, BLOCK_H], tl.float32)
-    acc_1 = tl.zeros([BLOCK_T, BLOCK_H], tl.float32)
-    # The wait is in the loop because a pipelined loop begins to load before its first turn. Every line of a block keeps sums of its own,
-    # which meet once, at the end, where the warps have to wait for each other.
+    keys, values = keys + cached, values + cached
+    cos, sin = _angles(cosines, sines, length, D, BLOCK_H)
+    new, pair = qkv + row * (HEADS + 2 * KV_HEADS) * D, row * HEADS + head
+    q_0, q_1, total, acc_0, acc_1 = _nothing(BLOCK_H, BLOCK_T)
+    # the wait is in the loop because a pipelined loop begins to load before its first turn
     for start in tl.range(begin, tl.maximum(end, begin + 1), BLOCK_T, num_stages=STAGES):
         k_0, k_1, v_0, v_1 = _cached(keys, values, start, end, D, BLOCK_H, BLOCK_T)
         if start == begin:
@@ -77,29 +70,85 @@ def attend(
                 gate = _value_gate(hidden + row * WIDTH, factor, value_gate + kv_head * GATE_SIZE, GATE_SIZE, GATE_RANGE)
                 entry = value_table + (tl.load(fields + AT_TOKEN * M + row).to(tl.int64) * KV_HEADS + kv_head) * D
                 value_0, value_1 = _gated(value_0, value_1, gate, entry, new.dtype.element_ty, D, BLOCK_H)
-            if (split == 0) & (head % (HEADS // KV_HEADS) == 0):
-                _store_halves(keys + length * D, key_0, key_1, D, BLOCK_H)
-                _store_halves(values + length * D, value_0, value_1, D, BLOCK_H)
+            is_writer = (split == 0) & (head % (HEADS // KV_HEADS) == 0)
+            _cache(keys + length * D, values + length * D, key_0, key_1, value_0, value_1, is_writer, D, BLOCK_H)
             q_0, q_1 = q_0 * (SCALE * LOG2_E), q_1 * (SCALE * LOG2_E)
-            is_mine = (tl.arange(0, BLOCK_T) == 0) & (split == 0)
-            total = tl.where(is_mine, tl.exp2(tl.sum(q_0 * key_0 + q_1 * key_1, 0)), 0.0)
-            acc_0, acc_1 = total[:, None] * value_0[None, :], total[:, None] * value_1[None, :]
-        scores = tl.sum(k_0.to(tl.float32) * q_0[None, :] + k_1.to(tl.float32) * q_1[None, :], 1)
-        weights = tl.where(start + tl.arange(0, BLOCK_T) < end, tl.exp2(scores), 0.0)
-        acc_0 += weights[:, None] * v_0.to(tl.float32)
-        acc_1 += weights[:, None] * v_1.to(tl.float32)
-        total += weights
+            total, acc_0, acc_1 = _begin(q_0, q_1, key_0, key_1, value_0, value_1, split == 0, BLOCK_T)
+        total, acc_0, acc_1 = _fold(total, acc_0, acc_1, q_0, q_1, k_0, k_1, v_0, v_1, start + tl.arange(0, BLOCK_T) < end)
     let_the_kernel_after_start(EARLY)  # not before, or its programs take the places of some that are to attend
+    _finish(total, acc_0, acc_1, out + pair * D, shares, arrived, pair, split, M * HEADS, D, BLOCK_H, SPLITS)
+
+
+@triton.jit
+def _angles(cosines, sines, position, D: tl.constexpr, BLOCK_H: tl.constexpr):
+    half = tl.arange(0, BLOCK_H)
+    return load(cosines + position * (D // 2), half, half < D // 2), load(sines + position * (D // 2), half, half < D // 2)
+
+
+@triton.jit
+def _nothing(BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Return a query and sums of nothing yet.
+
+    Every line of a block of keys keeps sums of its own, which meet once, at the end, where the warps have to wait for each other.
+    """
+    q_0 = tl.zeros([BLOCK_H], tl.float32)
+    q_1 = tl.zeros([BLOCK_H], tl.float32)
+    total = tl.zeros([BLOCK_T], tl.float32)
+    acc_0 = tl.zeros([BLOCK_T, BLOCK_H], tl.float32)
+    acc_1 = tl.zeros([BLOCK_T, BLOCK_H], tl.float32)
+    return q_0, q_1, total, acc_0, acc_1
+
+
+@triton.jit
+def _cache(keys, values, key_0, key_1, value_0, value_1, is_writer, D: tl.constexpr, BLOCK_H: tl.constexpr):
+    """Cache the new key and value, where this program is the one of its head's that does."""
+    if is_writer:
+        _store_halves(keys, key_0, key_1, D, BLOCK_H)
+        _store_halves(values, value_0, value_1, D, BLOCK_H)
+
+
+@triton.jit
+def _begin(q_0, q_1, key_0, key_1, value_0, value_1, is_first, BLOCK_T: tl.constexpr):
+    """Return the sums over the new key, which the first line of the first split takes."""
+    is_mine = (tl.arange(0, BLOCK_T) == 0) & is_first
+    total = tl.where(is_mine, tl.exp2(tl.sum(q_0 * key_0 + q_1 * key_1, 0)), 0.0)
+    return total, total[:, None] * value_0[None, :], total[:, None] * value_1[None, :]
+
+
+@triton.jit
+def _fold(total, acc_0, acc_1, q_0, q_1, k_0, k_1, v_0, v_1, is_key):
+    """Add a block of keys and values to the sums of its lines."""
+    scores = tl.sum(k_0.to(tl.float32) * q_0[None, :] + k_1.to(tl.float32) * q_1[None, :], 1)
+    weights = tl.where(is_key, tl.exp2(scores), 0.0)
+    acc_0 += weights[:, None] * v_0.to(tl.float32)
+    acc_1 += weights[:, None] * v_1.to(tl.float32)
+    return total + weights, acc_0, acc_1
+
+
+@triton.jit
+def _finish(
+    total,
+    acc_0,
+    acc_1,
+    out,
+    shares,
+    arrived,
+    pair,
+    split,
+    PAIRS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """Store a head's output: of the only split at once, else of all of them by the last that arrives."""
     total, acc_0, acc_1 = tl.sum(total, 0), tl.sum(acc_0, 0), tl.sum(acc_1, 0)
-    pair = row * HEADS + head
     if SPLITS > 1:
-        PAIRS: tl.constexpr = M * HEADS
         finishes = _share(total, acc_0, acc_1, shares, arrived, pair, split, PAIRS, BLOCK_H, SPLITS)
         if finishes:
             total, acc_0, acc_1 = _put_together(shares, pair, PAIRS, BLOCK_H, SPLITS)
-            _store_halves(out + pair * D, acc_0 / total, acc_1 / total, D, BLOCK_H)
+            _store_halves(out, acc_0 / total, acc_1 / total, D, BLOCK_H)
     else:
-        _store_halves(out + pair * D, acc_0 / total, acc_1 / total, D, BLOCK_H)
+        _store_halves(out, acc_0 / total, acc_1 / total, D, BLOCK_H)
 
 
 @triton.jit

@@ -1,8 +1,10 @@
 """The Triton kernels of one decoding step but for attention: with it five for a layer, a step that costs little more than to read
 the weights and the cache.
 
-The root mean square norm has no weights, so it is a factor for each row and can be applied after a product instead of before it: a matrix
-product and the norm of its input are one kernel. Sums are float32; what a kernel hands on is rounded to the compute dtype.
+The root mean square norm has no weights, so it is a factor for each row and can be applied after a product instead of before it: a
+matrix product and the norm of its input are one kernel: where a product adds to the residual stream, every tile leaves the sum of its
+squares in `squares`, (tiles, rows), from which the next product makes the norm. Sums are float32; what a kernel hands on is rounded to
+the compute dtype.
 
 Names: M rows, N outputs and K inputs of a product, D channels of a head.
 """
@@ -10,15 +12,7 @@ Names: M rows, N outputs and K inputs of a product, D channels of a head.
 import triton
 import triton.language as tl
 
-from chatsft.generation.products import (
-    is_last_to_share,
-    let_the_kernel_after_start,
-    multiply_few_rows,
-    multiply_row,
-    multiply_rows,
-    sum_of_shares,
-    wait_for_the_kernel_before,
-)
+from chatsft.generation.products import add_up, let_the_kernel_after_start, multiply, wait_for_the_kernel_before
 from chatsft.generation.slots import END, HALTED, LENGTH, PREVIOUS, STEPS, TOKEN, TRACE_STEPS
 
 EPS = tl.constexpr(1.1920928955078125e-07)
@@ -116,41 +110,20 @@ def project(
     TILES: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """Multiply the rows with a matrix, (N, K), or with three of them side by side, and do what follows in the model.
-
-    A program makes BLOCK_N outputs of all rows, or shares them with SPLITS - 1 others that take other inputs. Where RESIDUAL is set, `out`
-    is the residual stream, read and written, and every tile leaves the sum of its squares in `squares`, (TILES, rows), from which NORM
-    makes the norm of the next product's input.
-    """
+    """Multiply the rows with a matrix, (N, K), or with three side by side, and do what follows; SPLITS programs share a tile's inputs."""
     tile, which = tl.program_id(0), tl.program_id(1)
     weight, size, first = _matrix(which, weight_0, weight_1, weight_2, N_0, N_REST)
     row, column = tl.arange(0, BLOCK_M), tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    is_row, is_column = row < M, column < size
-    place = row[:, None] * (N_0 + 2 * N_REST) + first + column[None, :]
-    inside = is_row[:, None] & is_column[None, :]
-    states = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    place, is_row = row[:, None] * (N_0 + 2 * N_REST) + first + column[None, :], row < M
+    inside = is_row[:, None] & (column < size)[None, :]
     if RESIDUAL:
         states = load(out, place, inside)  # as it was before the kernel before, so need not be waited for
-    if BLOCK_M == 1:
-        acc = multiply_row(x, weight, column, is_column, K, BLOCK_N, BLOCK_K, EARLY)
-    elif PRELOAD > 0:
-        KP: tl.constexpr = K // SPLITS
-        begin = tl.program_id(2) * KP
-        WARPS: tl.constexpr = BLOCK_K // 32
-        acc = multiply_few_rows(x + begin, weight + begin, tile * BLOCK_N, size, M, K, KP, BLOCK_M, BLOCK_N, WARPS, PRELOAD, AHEAD, EARLY)
-    else:
-        acc = multiply_rows(x, weight, row, column, is_row, is_column, K, BLOCK_M, BLOCK_N, BLOCK_K, EARLY)
+    acc = multiply(x, weight, tile, size, M, K, BLOCK_M, BLOCK_N, BLOCK_K, PRELOAD, AHEAD, SPLITS, EARLY)
     finishes = True
     if SPLITS > 1:
-        shared = which * tl.num_programs(0) + tile
-        finishes = is_last_to_share(acc, shares, arrived, shared, tl.program_id(2), BLOCK_M, BLOCK_N, SPLITS)
-        if finishes:
-            acc = sum_of_shares(shares, shared, BLOCK_M, BLOCK_N, SPLITS)
+        finishes, acc = add_up(acc, shares, arrived, which * tl.num_programs(0) + tile, BLOCK_M, BLOCK_N, SPLITS)
     if finishes:
-        if NORM:
-            acc *= norm_factors(squares, row, is_row, M, K, TILES)[:, None]
-        if SQUARED_RELU:
-            acc = tl.maximum(acc, 0.0) * tl.maximum(acc, 0.0)
+        acc = _scaled(acc, squares, row, is_row, M, K, NORM, SQUARED_RELU, TILES)
         if RESIDUAL:
             acc = acc.to(out.dtype.element_ty).to(tl.float32) + states
             acc = _mixed(acc, middle, initial, backout_lambda, resid_lambda, x0_lambda, place, inside, SAVE_MIDDLE, BACKOUT, RESCALE)
@@ -159,6 +132,18 @@ def project(
             acc = _capped(acc.to(x.dtype.element_ty).to(tl.float32), SOFTCAP)  # rounded as the model's are
             tl.store(maxima + row * tl.num_programs(0) + tile, tl.max(tl.where(inside, acc, float("-inf")), 1), mask=is_row)
         tl.store(out + place, acc, mask=inside)
+
+
+@triton.jit
+def _scaled(
+    acc, squares, row, is_row, M: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, SQUARED_RELU: tl.constexpr, TILES: tl.constexpr
+):
+    """Norm the input after its product, by the sums of squares that its tiles have left, and square what is positive."""
+    if NORM:
+        acc *= norm_factors(squares, row, is_row, M, K, TILES)[:, None]
+    if SQUARED_RELU:
+        acc = tl.maximum(acc, 0.0) * tl.maximum(acc, 0.0)
+    return acc
 
 
 @triton.jit

@@ -26,7 +26,38 @@ def let_the_kernel_after_start(EARLY: tl.constexpr):
 
 
 @triton.jit
-def multiply_row(x, weight, column, is_column, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr):
+def multiply(
+    x,
+    weight,
+    tile,
+    size,
+    M: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRELOAD: tl.constexpr,
+    AHEAD: tl.constexpr,
+    SPLITS: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """Return a tile of x @ weight.T, (BLOCK_M, BLOCK_N) in float32, over this program's part of the inputs."""
+    row, column = tl.arange(0, BLOCK_M), tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_row, is_column = row < M, column < size
+    if BLOCK_M == 1:
+        acc = _multiply_row(x, weight, column, is_column, K, BLOCK_N, BLOCK_K, EARLY)
+    elif PRELOAD > 0:
+        KP: tl.constexpr = K // SPLITS
+        begin = tl.program_id(2) * KP
+        WARPS: tl.constexpr = BLOCK_K // 32
+        acc = _multiply_few_rows(x + begin, weight + begin, tile * BLOCK_N, size, M, K, KP, BLOCK_M, BLOCK_N, WARPS, PRELOAD, AHEAD, EARLY)
+    else:
+        acc = _multiply_rows(x, weight, row, column, is_row, is_column, K, BLOCK_M, BLOCK_N, BLOCK_K, EARLY)
+    return acc
+
+
+@triton.jit
+def _multiply_row(x, weight, column, is_column, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr):
     """Return x @ weight.T of one row, (1, BLOCK_N) in float32, without matrix units; weights are loaded one block ahead."""
     k = tl.arange(0, BLOCK_K)
     lines, is_line = weight + column[:, None].to(tl.int64) * K, is_column[:, None]
@@ -43,7 +74,7 @@ def multiply_row(x, weight, column, is_column, K: tl.constexpr, BLOCK_N: tl.cons
 
 
 @triton.jit
-def multiply_rows(
+def _multiply_rows(
     x,
     weight,
     row,
@@ -72,7 +103,7 @@ def multiply_rows(
 
 
 @triton.jit
-def multiply_few_rows(
+def _multiply_few_rows(
     x,
     weight,
     first,
@@ -155,11 +186,16 @@ def _sum_of_warps(acc, WARPS: tl.constexpr):
 
 
 @triton.jit
-def is_last_to_share(acc, shares, arrived, tile, split, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr):
-    """Leave this program's share of a tile's sums; say whether it is the last that does."""
+def add_up(acc, shares, arrived, tile, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr):
+    """Leave this program's share of a tile; return whether it is the last that does, and then the sum, in one order whoever came last."""
     place = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    tl.store(shares + (tile * SPLITS + split) * BLOCK_M * BLOCK_N + place, acc)
-    return is_last_to_arrive(arrived + tile, SPLITS)
+    tl.store(shares + (tile * SPLITS + tl.program_id(2)) * BLOCK_M * BLOCK_N + place, acc)
+    is_last = is_last_to_arrive(arrived + tile, SPLITS)
+    if is_last:
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for split in tl.static_range(SPLITS):
+            acc += tl.load(shares + (tile * SPLITS + split) * BLOCK_M * BLOCK_N + place, cache_modifier=".cg")
+    return is_last, acc
 
 
 @triton.jit
@@ -170,13 +206,3 @@ def is_last_to_arrive(arrived, SPLITS: tl.constexpr):
     if is_last:
         tl.store(arrived, 0)
     return is_last
-
-
-@triton.jit
-def sum_of_shares(shares, tile, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr):
-    """Add the shares of a tile up, in one order whoever came last."""
-    place = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for split in tl.static_range(SPLITS):
-        acc += tl.load(shares + (tile * SPLITS + split) * BLOCK_M * BLOCK_N + place, cache_modifier=".cg")
-    return acc
