@@ -33,14 +33,15 @@ from chatsft.data.packing import ConversationRows, pack_rows
 from chatsft.model.head_loss import chunk_size
 from chatsft.trainer import ChatTrainer
 from tests.benchmarks.training import LENGTH, StepTimer, build_model, conversations
+from tests.fault_cases import forget_state
 
 LAUNCHES = {"one": ("single_gpu", 1), "ddp": ("ddp", 2), "fsdp2": ("fsdp2", 2), "others": ("ddp", 2)}
 VOCABULARY = 65536
 WARMUP, PROBES = 4, 3
 SAME_ROWS, SAME_STEPS, SAME_DEPTH, SAME_VOCABULARY = 16, 20, 4, 8192
 TOLERANCE = 0.01
-STUCK = 180
-"""Seconds after which a training for the losses counts as stuck; then every thread says where."""
+STUCK = 120
+"""Seconds after which a training counts as stuck; then every thread says where."""
 GIGA = 1e9
 RATE, BANDWIDTH = 440e12, 300e9
 """What the estimate assumes: operations per second of one GPU in training, bytes per second of a collective into and out of each GPU."""
@@ -125,7 +126,8 @@ def train_for_losses(generation: str) -> dict:
 
 
 def begin_anew() -> None:
-    """Forget the model before: its memory, and the graphs compiled for it, of which a process keeps only so many."""
+    """Forget the training before: accelerate's state, memory, and compiled graphs, of which a process keeps only so many."""
+    forget_state()
     torch._dynamo.reset()
     gc.collect()
     torch.cuda.empty_cache()
@@ -140,11 +142,12 @@ def run_part(part: str, options: argparse.Namespace) -> None:
         variants = [("replicated", depth, ReplicatedMuon, {}) for depth in options.depths]
         variants += [("shared, layers in one graph", options.depths[0], ChatTrainer, {"compile_scope": "stack"})]
     for name, depth, kind, settings in variants:
+        faulthandler.dump_traceback_later(STUCK, exit=True)
         report({"part": part, "depth": depth, "muon": name} | measure(kind, depth, options.rows, options.steps, **settings))
     for generation in ("2025", "2026") if part != "others" else ():
         faulthandler.dump_traceback_later(STUCK, exit=True)
         report({"part": part} | train_for_losses(generation))
-        faulthandler.cancel_dump_traceback_later()
+    faulthandler.cancel_dump_traceback_later()
     if dist.is_initialized():
         dist.destroy_process_group()
 
