@@ -60,14 +60,15 @@ def varlen_attention_forward(
     device = query.device.type
     if torch.is_autocast_enabled(device):  # other models' rotary embedding gives float32 queries and keys beside bfloat16 values
         query, key, value = (states.to(torch.get_autocast_dtype(device)) for states in (query, key, value))
-    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    query, key, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))  # an index copies in its backward
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
+        if key.shape[1] != query.shape[1]:  # repeating once would copy
+            key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
         scale, window = scaling or query.shape[-1] ** -0.5, -1 if sliding_window is None else sliding_window - 1
         output = kernel(query, key, value, cu_seq_lens_q, max_length_q, scale, window)
     else:
         output = _segment_by_segment(query, key, value, cu_seq_lens_q.tolist(), scaling, sliding_window)
-    return output[None], None
+    return output.unsqueeze(0), None
 
 
 def _segment_by_segment(query, key, value, bounds, scaling, sliding_window) -> torch.Tensor:

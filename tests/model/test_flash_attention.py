@@ -5,8 +5,9 @@ import types
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from chatsft.model import flash_attention
+from chatsft.model import attention, flash_attention
 from chatsft.model.attention import varlen_attention_forward
 from chatsft.model.flash_attention import INTERFACE, flash_4_varlen, has_flash_4
 
@@ -85,3 +86,28 @@ def test_it_is_chosen_where_it_is_installed_on_a_gpu_it_was_made_for(monkeypatch
     for capability, chosen in {(8, 0): False, (9, 0): True, (10, 0): True, (12, 0): False}.items():
         monkeypatch.setattr("torch.cuda.get_device_capability", lambda capability=capability: capability)
         assert has_flash_4() is chosen
+
+
+@pytest.mark.parametrize("heads", [4, 2])
+def test_a_gpus_kernel_gets_views_of_the_states(heads):
+    taken = []
+    with FakeTensorMode():
+        bounds = torch.tensor([0, 16], dtype=torch.int32)
+        sizes = [(1, count, 16, 32) for count in (4, heads, heads)]
+        states = [torch.empty(size, dtype=torch.bfloat16, device="cuda") for size in sizes]
+        kernel = lambda *inputs: taken.extend(inputs[:3]) or inputs[0]  # noqa: E731
+        output, _ = varlen_attention_forward(None, *states, None, cu_seq_lens_q=bounds, kernel=kernel)
+    assert output.shape == (1, 16, 4, 32)
+    assert [tuple(each.shape) for each in taken] == [(16, 4, 32)] * 3
+    shares = [a.untyped_storage()._cdata == b.untyped_storage()._cdata for a, b in zip(taken, states, strict=True)]
+    assert shares == [True, heads == 4, heads == 4]  # fewer heads of keys are repeated
+
+
+def test_gradients_of_the_states_are_views_of_those_of_the_kernel(monkeypatch):
+    gradients = torch.ones(3, 16, 4, 8)
+    taken = []
+    monkeypatch.setattr(attention, "_segment_by_segment", lambda *inputs: taken.extend(inputs[:3]) or inputs[0])
+    states = [torch.zeros(1, 4, 16, 8, requires_grad=True) for _ in range(3)]
+    varlen_attention_forward(None, *states, None, cu_seq_lens_q=torch.tensor([0, 16], dtype=torch.int32))
+    received = torch.autograd.grad(taken, states, list(gradients))
+    assert {each.untyped_storage().data_ptr() for each in received} == {gradients.data_ptr()}
