@@ -1,4 +1,4 @@
-"""Two processes joined by gloo, or by NCCL on two GPUs, started once and given one function after the other.
+"""Processes joined by gloo, or by NCCL on a GPU each, started once and given one function after the other.
 
 Nothing here imports torch: the children set their environment first.
 """
@@ -15,18 +15,18 @@ SECONDS = {"gloo": 90, "nccl": 240}
 """How long a function may take before its processes count as stuck; on GPUs Muon is compiled first."""
 
 
-class TwoProcesses:
-    """A pool of two ranks. Functions are given by name, so they have to be at the top of a module."""
+class JoinedProcesses:
+    """A pool of ranks. Functions are given by name, so they have to be at the top of a module."""
 
-    def __init__(self, backend: str = "gloo"):
-        self.backend = backend
+    def __init__(self, backend: str = "gloo", count: int = 2):
+        self.backend, self.count = backend, count
 
-    def __enter__(self) -> "TwoProcesses":
+    def __enter__(self) -> "JoinedProcesses":
         context, port = multiprocessing.get_context("spawn"), free_port()
         self.pipes, self.children = [], []
-        for rank in range(2):
+        for rank in range(self.count):
             ours, theirs = context.Pipe()
-            child = context.Process(target=serve, args=(theirs, rank, port, self.backend), daemon=True)
+            child = context.Process(target=serve, args=(theirs, rank, self.count, port, self.backend), daemon=True)
             child.start()
             self.pipes.append(ours)
             self.children.append(child)
@@ -38,7 +38,7 @@ class TwoProcesses:
             child.join()
 
     def run(self, function: Callable, *args, **kwargs) -> list:
-        """Call function(*args, **kwargs) on both ranks at once and return what each returned."""
+        """Call function(*args, **kwargs) on all ranks at once and return what each returned."""
         for pipe in self.pipes:
             pipe.send_bytes(pickle.dumps((function, args, kwargs)))
         results = [self._receive(pipe) for pipe in self.pipes]
@@ -52,8 +52,8 @@ class TwoProcesses:
         return pickle.loads(pipe.recv_bytes())
 
 
-def serve(pipe, rank: int, port: int, backend: str) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", OMP_NUM_THREADS="1")
+def serve(pipe, rank: int, count: int, port: int, backend: str) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count), OMP_NUM_THREADS="1")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if backend == "gloo":
         os.environ["ACCELERATE_USE_CPU"] = "true"

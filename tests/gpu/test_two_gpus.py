@@ -1,4 +1,4 @@
-"""On two GPUs, whole models (DDP) and pieces of one (FSDP2, as fsdp2.yaml launches it): faults on one of them, and checkpoints.
+"""On two GPUs, whole models (DDP) and pieces of one (FSDP2, as fsdp2.yaml launches it): losses, faults on one of them, checkpoints.
 
 python -m pytest tests/gpu/test_two_gpus.py -m gpu
 """
@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
+from tests.benchmarks.scaling import SAME_STEPS, TOLERANCE, train_for_losses
 from tests.fault_cases import ROWS, forget_state, run_case
 from tests.test_accelerate_configs import launch_environment
 from tests.tiny_training import FaultyTrainer, build_rows, build_trainer, losses
-from tests.two_processes import TwoProcesses
+from tests.two_processes import JoinedProcesses
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 CASES = [
@@ -30,17 +31,37 @@ ON_GPU = {"use_cpu": False}
 
 
 @pytest.fixture(scope="module")
-def two_gpus() -> Iterator[TwoProcesses]:
+def two_gpus() -> Iterator[JoinedProcesses]:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
-    with TwoProcesses("nccl") as processes:
+    with JoinedProcesses("nccl") as processes:
         yield processes
 
 
-def launched_with(config: str) -> mock._patch_dict:
+@pytest.fixture(scope="module")
+def one_gpu() -> Iterator[JoinedProcesses]:
+    with JoinedProcesses("nccl", 1) as processes:
+        yield processes
+
+
+def launched_with(config: str, precision: str = "no") -> mock._patch_dict:
     """Set what `accelerate launch` would have set for a configuration, but for its precision."""
-    environment = launch_environment(config, "--mixed_precision", "no")
+    environment = launch_environment(config, "--mixed_precision", precision)
     return mock.patch.dict(os.environ, {key: value for key, value in environment.items() if key.startswith(("ACCELERATE_", "FSDP_"))})
+
+
+def train_in_bfloat16(config: str, generation: str) -> list[float]:
+    with launched_with(config, "bf16"):
+        return train_for_losses(generation)["losses"]
+
+
+@pytest.mark.parametrize("generation", ["2025", "2026"])
+@pytest.mark.parametrize("config", ["ddp", "fsdp2"])
+def test_losses_of_two_gpus_are_those_of_one(one_gpu, two_gpus, config, generation):
+    (alone,) = one_gpu.run(train_in_bfloat16, "ddp", generation)
+    for losses_of_two in two_gpus.run(train_in_bfloat16, config, generation):
+        assert len(alone) == SAME_STEPS
+        assert losses_of_two == pytest.approx(alone, abs=TOLERANCE)
 
 
 def run_fault(folder: Path, config: str, *case) -> dict:
