@@ -3,10 +3,10 @@
 import getpass
 import json
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import torch
 
 from chatsft.environment import describe_environment
 from chatsft.recipe import load_recipe
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_versions_and_hardware_are_there_and_names_are_not():
     environment = describe_environment(num_processes=2, attention="varlen")
-    assert environment["packages"]["torch"] == torch.__version__
+    assert environment["packages"]["torch"] == version("torch")
     assert (environment["num_processes"], environment["attention"]) == (2, "varlen")
     written = json.dumps(environment)
     assert platform.node() not in written

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.utils.hub import cached_file, cached_files
@@ -192,7 +192,9 @@ def _read_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if is_transformers_nanochat(name):
         with suppress(TokenizerFileError):  # another tokenizer than nanochat's stays what it is
             return load_transformers_nanochat_tokenizer(name)
-    return AutoTokenizer.from_pretrained(name)
+    # an adapter has no configuration, which transformers 5.17 would look for on the Hub
+    known = {"config": PreTrainedConfig()} if is_adapter(name) else {}
+    return AutoTokenizer.from_pretrained(name, **known)
 
 
 def set_special_tokens(model: PreTrainedModel, tokenizer: GPTTokenizer) -> None:

@@ -115,7 +115,8 @@ def test_grpo_steps_nanochats_groups_at_falling_rates_and_leaves_a_chat_model(mo
     assert [trainer.lr_scheduler.lr_lambdas[0](step) for step in (0, 1)] == [1.0, 0.5]
     assert trainer.state.log_history[-2]["eval_reward"] == 0.5
     trained, tokenizer = load_chat_model(str(tmp_path / "out"), **CPU)
-    assert tokenizer.encode_special("<|assistant_end|>") == trained.generation_config.eos_token_id
+    end = tokenizer.encode_special("<|assistant_end|>")
+    assert trained.generation_config.eos_token_id in (end, [end])  # by version of transformers
     assert not torch.equal(trained.lm_head.weight, load_chat_model(str(model), **CPU)[0].lm_head.weight)
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"| {SUMS['task']} | 4 |" in card
