@@ -62,6 +62,9 @@ def opened_browser(folder: Path) -> Iterator[webdriver.Chrome]:
     options.binary_location = shutil.which("chromium") or ""
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
     try:
+        browser.get("about:blank")  # instead of the browser's own first page, whose requests are not ours
+        for log in ("performance", "browser"):
+            browser.get_log(log)
         yield browser
     finally:
         browser.quit()
@@ -119,8 +122,10 @@ def answers(browser, count: int):
 
 
 def requested(browser) -> list[str]:
+    """Return what pages asked for, but those that the browser itself begins with."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    requests = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return [request["request"]["url"] for request in requests if not request["documentURL"].startswith("chrome:")]
 
 
 def test_two_models_answer_side_by_side_and_can_be_looked_at(browser, address, tmp_path):
