@@ -192,9 +192,8 @@ def _read_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if is_transformers_nanochat(name):
         with suppress(TokenizerFileError):  # another tokenizer than nanochat's stays what it is
             return load_transformers_nanochat_tokenizer(name)
-    # an adapter has no configuration, which transformers 5.17 would look for on the Hub
-    known = {"config": PreTrainedConfig()} if is_adapter(name) else {}
-    return AutoTokenizer.from_pretrained(name, **known)
+    config = PreTrainedConfig() if is_adapter(name) else None  # an adapter has none, and transformers 5.17 would look for it on the Hub
+    return AutoTokenizer.from_pretrained(name, config=config)
 
 
 def set_special_tokens(model: PreTrainedModel, tokenizer: GPTTokenizer) -> None:

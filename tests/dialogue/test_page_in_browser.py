@@ -122,10 +122,8 @@ def answers(browser, count: int):
 
 
 def requested(browser) -> list[str]:
-    """Return what pages asked for, but those that the browser itself begins with."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    requests = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    return [request["request"]["url"] for request in requests if not request["documentURL"].startswith("chrome:")]
+    return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
 
 
 def test_two_models_answer_side_by_side_and_can_be_looked_at(browser, address, tmp_path):
